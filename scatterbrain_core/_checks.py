@@ -1,0 +1,27 @@
+"""Checks of plain arguments, shared by the parts and the public calls."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+
+def require_count(name: str, value: Any, at_least: int, at_most: int | None = None) -> None:
+    """Raise unless `value` is None or an int in the stated range."""
+    if value is None:
+        return
+    expected = f"an int of at least {at_least}" + ("" if at_most is None else f" and at most {at_most}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name} must be {expected} or None, got {type(value).__qualname__}")
+    if number < at_least or (at_most is not None and number > at_most):
+        raise ValueError(f"{name} must be {expected}, got {number}")
+
+
+def require_bool(name: str, value: Any) -> None:
+    """Raise unless `value` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {type(value).__qualname__}")

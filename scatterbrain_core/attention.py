@@ -1,0 +1,349 @@
+"""The public calls."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from scatterbrain_core._checks import require_bool
+from scatterbrain_core._typing import Array, Seed
+from scatterbrain_core.dense import Block, far_block, map_blocks, near_block
+from scatterbrain_core.estimator import (
+    Projections,
+    draw,
+    feature_slices,
+    solve,
+    standard_error,
+    support_tables,
+    total,
+)
+from scatterbrain_core.method import Scatterbrain, resolve_method
+from scatterbrain_core.normalization import normalize
+from scatterbrain_core.planning import plan, tile_shape
+from scatterbrain_core.problem import Problem, make_problem
+from scatterbrain_core.rows import make_rows
+from scatterbrain_core.sparse import RandomHyperplanes
+from scatterbrain_core.tiles import zeros
+
+# Groups of features from whose spread the standard error is estimated.
+ERROR_GROUPS = 16
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a call really used.
+
+    Attributes
+    ----------
+    pairs : float
+        Exact pairs of a query, the mean over all queries of all heads.
+    rank : int
+        Rank of the low-rank part: its number of features.
+    fraction : float
+        (pairs + rank) / Lk, to be compared with the budget.
+    n_bits, n_tables : int or None
+        K and T of the hashes; None without any.
+    """
+
+    pairs: float
+    rank: int
+    fraction: float
+    n_bits: int | None = None
+    n_tables: int | None = None
+
+    def __str__(self) -> str:
+        hashes = "" if self.n_bits is None else f", K = {self.n_bits} bits, T = {self.n_tables} tables"
+        return f"{self.pairs:.1f} pairs + rank {self.rank} a query = {self.fraction:.1%} of the keys{hashes}"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate of attention and what is known of it.
+
+    Attributes
+    ----------
+    output : array, shape (..., Lq, Dv)
+        What `attention` returns; zeros for a query that sees no key.
+    lse : array, shape (..., Lq)
+        Log of the normaliser, -inf for a query that sees no key.
+    stderr : array, shape (..., Lq, Dv), or None
+        Estimated standard error of `output`, given the support, from the spread of up to 16 groups of
+        features; NaN with a single feature; None without random features.
+    cost : Cost
+        What was really used.
+    method : str
+        Name of the method, or repr of the `Scatterbrain` that was passed.
+    parts : Scatterbrain
+        The parts with all that the budget chose.
+    """
+
+    output: Any
+    lse: Any
+    stderr: Any
+    cost: Cost
+    method: str
+    parts: Scatterbrain
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    method: str | Scatterbrain = "auto",
+    budget: float = 0.125,
+    attn_mask: Any = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    seed: Seed = 0,
+    check_finite: bool = True,
+) -> Any:
+    r"""Softmax attention, estimated from an exact sparse part and a low-rank part.
+
+    Parameters
+    ----------
+    query : array, shape (..., Lq, D)
+        Of any library with the array API; float32 or float64.
+    key : array, shape (..., Lk, D)
+        Same library, device, dtype and leading axes.
+    value : array, shape (..., Lk, Dv)
+    method : str or Scatterbrain
+        A name from `methods`, or the parts themselves.
+    budget : float, in (0, 1]
+        Exact pairs + rank of the low-rank part a query, as a fraction of Lk. `method="exact"` and parts
+        that say their own size take no notice of it.
+    attn_mask : array of bool, optional
+        True where a query may attend; broadcastable to (..., Lq, Lk). A mask of shape (..., 1, Lk) (key
+        padding) or (..., Lq, 1) keeps time and memory linear, any other costs O(Lq·Lk) time. What stands
+        in a key or value that padding hides changes nothing.
+    is_causal : bool
+        Query i sees the keys j <= i; not together with `attn_mask`.
+    scale : float, optional
+        Factor of the logits, by default 1/√D; 1.0 is the paper's form. It is shared evenly between query
+        and key.
+    enable_gqa : bool
+        The heads axis (-3) of query may be a multiple of that of key and value.
+    seed : int or numpy.random.Generator
+        Of all draws, which are made on the host: the same on every library and device, and the same for
+        every head.
+    check_finite : bool
+        Raise on NaN and inf in what is not padding. It costs one pass over the data.
+
+    Returns
+    -------
+    array, shape (..., Lq, Dv)
+        Of the library, dtype and device of `query`. A query that sees no key, or with `method="lsh"` none
+        of its bucket, gets zeros.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what came and what was expected.
+
+    See Also
+    --------
+    estimate : the same with log-normaliser, standard error and cost.
+    attention_matrix : the dense matrix of weights.
+
+    References
+    ----------
+    Chen et al., *Scatterbrain: Unifying Sparse and Low-rank Attention Approximation*, arXiv 2110.15343.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scatterbrain_core as sb
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = (rng.standard_normal((8, 1000, 64)) for _ in range(3))
+    >>> sb.attention(q, k, v, budget=0.25).shape
+    (8, 1000, 64)
+    """
+    problem, _, parts = _prepare(
+        query,
+        key,
+        value,
+        method,
+        budget,
+        attn_mask=attn_mask,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+        check_finite=check_finite,
+    )
+    projections = draw(problem, parts, seed)
+    if problem.is_empty:
+        return _nothing(problem)[0]
+    result = solve(problem, parts, projections, feature_slices(parts, 1))
+    return problem.unflatten(normalize(problem.backend, total(problem, result))[0])
+
+
+def estimate(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    method: str | Scatterbrain = "auto",
+    budget: float = 0.125,
+    attn_mask: Any = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    seed: Seed = 0,
+    check_finite: bool = True,
+) -> Estimate:
+    """`attention` with its log-normaliser, its standard error and what it really used.
+
+    The arguments and errors are those of `attention`. It takes longer: the features are run in groups,
+    and the exact pairs are counted.
+
+    Returns
+    -------
+    Estimate
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scatterbrain_core as sb
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = (rng.standard_normal((200, 16)) for _ in range(3))
+    >>> est = sb.estimate(q, k, v, method="performer", budget=0.25)
+    >>> est.method, est.cost.rank, est.stderr.shape
+    ('performer', 50, (200, 16))
+    """
+    problem, name, parts = _prepare(
+        query,
+        key,
+        value,
+        method,
+        budget,
+        attn_mask=attn_mask,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+        check_finite=check_finite,
+    )
+    projections = draw(problem, parts, seed)
+    is_random = parts.low_rank is not None
+    if problem.is_empty:
+        output, lse = _nothing(problem)
+        stderr = problem.xp.zeros_like(output) if is_random else None
+        return Estimate(output, lse, stderr, _cost(parts, 0.0, problem.n_keys), name, parts)
+    groups = feature_slices(parts, ERROR_GROUPS)
+    result = solve(problem, parts, projections, groups, count_pairs=True)
+    output, lse = normalize(problem.backend, total(problem, result))
+    stderr = problem.unflatten(standard_error(problem, result, groups)) if is_random else None
+    pairs = float(problem.xp.mean(result.pairs))
+    cost = _cost(parts, pairs, problem.n_keys)
+    return Estimate(problem.unflatten(output), problem.unflatten(lse), stderr, cost, name, parts)
+
+
+def attention_matrix(
+    query: Any,
+    key: Any,
+    *,
+    method: str | Scatterbrain = "auto",
+    budget: float = 0.125,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    seed: Seed = 0,
+    normalize: bool = True,
+    check_finite: bool = True,
+) -> Any:
+    """The dense matrix of weights that `attention` applies: O(Lq·Lk), for tests, plots and small n.
+
+    Parameters
+    ----------
+    query : array, shape (..., Lq, D)
+    key : array, shape (..., Lk, D)
+    normalize : bool
+        Whether each row is divided by its sum; False gives the estimate of exp(scale·QKᵀ), zero where
+        `is_causal` hides a pair, which overflows to inf where the exponential does.
+
+    Other arguments are those of `attention`.
+
+    Returns
+    -------
+    array, shape (..., Lq, Lk)
+        A row that sees no key is zero.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what came and what was expected.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scatterbrain_core as sb
+    >>> q = np.eye(3)
+    >>> sb.attention_matrix(q, q, method="exact", scale=1.0, normalize=False).round(2)
+    array([[2.72, 1.  , 1.  ],
+           [1.  , 2.72, 1.  ],
+           [1.  , 1.  , 2.72]])
+    """
+    require_bool("normalize", normalize)
+    problem, _, parts = _prepare(
+        query,
+        key,
+        key,
+        method,
+        budget,
+        attn_mask=None,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+        check_finite=check_finite,
+    )
+    projections = draw(problem, parts, seed)
+    if problem.is_empty:
+        shape = (*problem.lead, problem.n_queries, problem.n_keys)
+        return zeros(problem.xp, shape, problem.query)
+    return problem.unflatten(_weights(problem, parts, projections, normalize))
+
+
+def _prepare(
+    query: Any, key: Any, value: Any, method: str | Scatterbrain, budget: float, **arguments: Any
+) -> tuple[Problem, str, Scatterbrain]:
+    """The checked problem, the method's name and its planned parts."""
+    problem = make_problem(query, key, value, **arguments)
+    name, parts = resolve_method(method)
+    return problem, name, plan(parts, budget, problem.n_keys)
+
+
+def _nothing(problem: Problem) -> tuple[Array, Array]:
+    """Output and log-normaliser where there is no query or no key."""
+    lead = (*problem.lead, problem.n_queries)
+    output = zeros(problem.xp, (*lead, problem.value.shape[-1]), problem.query)
+    return output, zeros(problem.xp, lead, problem.query) - math.inf
+
+
+def _cost(parts: Scatterbrain, pairs: float, n_keys: int) -> Cost:
+    rank = 0 if parts.low_rank is None else parts.low_rank.n_features or 0
+    fraction = (pairs + rank) / max(n_keys, 1)
+    if isinstance(parts.sparse, RandomHyperplanes):
+        return Cost(pairs, rank, fraction, parts.sparse.n_bits, parts.sparse.n_tables)
+    return Cost(pairs, rank, fraction)
+
+
+def _weights(problem: Problem, parts: Scatterbrain, projections: Projections, is_normalized: bool) -> Array:
+    xp = problem.xp
+    tables = support_tables(problem, parts, projections)
+    groups = feature_slices(parts, 1)
+    tile = tile_shape(problem, parts)
+    rows = [make_rows(problem, tile, parts.low_rank, projections.features, group) for group in groups]
+
+    def of_block(block: Block) -> tuple[Array, ...]:
+        logs = near_block(problem, block)
+        for group in rows:
+            logs = xp.where(block.support, logs, far_block(problem, group, block))
+        if not is_normalized:
+            return (xp.exp(logs),)
+        top = problem.backend.stop_gradient(xp.max(logs, axis=-1))
+        weights = xp.exp(logs - xp.where(top == -math.inf, 0.0, top)[..., None])
+        sums = xp.sum(weights, axis=-1)[..., None]
+        return (weights / xp.where(sums > 0, sums, 1.0),)
+
+    return map_blocks(problem, tables, of_block)[0]

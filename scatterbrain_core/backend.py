@@ -1,0 +1,104 @@
+"""Backends: what the array API cannot say, or says slowly, one object a library.
+
+A library is recognised by the arrays the caller brought and never imported from here. Its backend is
+looked up once among the entry points of the group ``scatterbrain.backends``; a library without one runs
+on `Backend` itself, which is plain array-API code.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from scatterbrain_core._typing import Array, Namespace
+
+ENTRY_POINT_GROUP = "scatterbrain.backends"
+
+
+class Backend:
+    """The generic backend: any array-API namespace, and the base of every other.
+
+    Parameters
+    ----------
+    xp : namespace
+        An array-API namespace, 2024.12 or later.
+
+    Attributes
+    ----------
+    chunk_elements : int
+        How many elements one temporary may have; longer work is cut into chunks of this size.
+    """
+
+    chunk_elements = 2**20
+
+    def __init__(self, xp: Namespace) -> None:
+        self.xp = xp
+
+    def stop_gradient(self, x: Array) -> Array:
+        """`x` as a constant for automatic differentiation; the same array where there is none."""
+        return x
+
+    def exp_below(self, logits: Array, reference: Array) -> Array:
+        """exp(logits - reference), elementwise.
+
+        Parameters
+        ----------
+        logits : array, shape (..., n)
+            A temporary of the caller's: it may be overwritten.
+        reference : array, shape (..., 1)
+            Finite.
+        """
+        return self.xp.exp(logits - reference)
+
+
+def library_name(xp: Namespace) -> str:
+    """Root module of the library behind a namespace: 'numpy', 'torch', 'jax', 'array_api_strict', ..."""
+    return str(xp.__name__).removeprefix("array_api_compat.").partition(".")[0]
+
+
+@cache
+def _backend_class(library: str) -> type[Backend]:
+    from importlib.metadata import entry_points  # 20 ms, and only the first call needs it
+
+    found = tuple(entry_points(group=ENTRY_POINT_GROUP, name=library))
+    if len({entry.value for entry in found}) > 1:
+        values = ", ".join(sorted(entry.value for entry in found))
+        raise ValueError(
+            f"more than one installed backend claims the library {library!r}: {values}; keep one"
+        )
+    return found[0].load() if found else Backend
+
+
+@cache
+def _backend(library: str, xp: Namespace) -> Backend:
+    return _backend_class(library)(xp)
+
+
+def backend_of(**arrays: Any) -> Backend:
+    """Backend of the one library that all the named arrays come from.
+
+    Raises
+    ------
+    TypeError
+        An argument is no array, or the arrays come from different libraries.
+    """
+    for name, x in arrays.items():
+        _require_array(name, x)
+    names = {name: library_name(array_namespace(x)) for name, x in arrays.items()}
+    if len(set(names.values())) > 1:
+        got = ", ".join(f"{name} from {library}" for name, library in names.items())
+        raise TypeError(f"all arrays must come from one library, got {got}")
+    xp = array_namespace(*arrays.values())
+    return _backend(library_name(xp), xp)
+
+
+def _require_array(name: str, x: Any) -> None:
+    try:
+        array_namespace(x)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} must be an array of a library with the array API (NumPy, CuPy, Torch, JAX, ...), "
+            f"got {type(x).__module__}.{type(x).__qualname__}"
+        ) from error

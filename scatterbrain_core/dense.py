@@ -1,0 +1,122 @@
+"""The estimator by its definition, entry by entry, in blocks of rows: O(Lq·Lk) time.
+
+It serves `exact`, `attention_matrix` and masks that the caller brought dense, and is what the tiles are
+tested against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from scatterbrain_core._typing import Array
+from scatterbrain_core.low_rank.positive_features import log_kernel
+from scatterbrain_core.normalization import Partial, softmax_partial
+from scatterbrain_core.problem import Problem
+from scatterbrain_core.rows import Rows, exact_logits
+from scatterbrain_core.tiles import Table, integers
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows [first, last) of some consecutive heads, all their keys.
+
+    Attributes
+    ----------
+    visible : array of bool, shape (h, r, Lk)
+        Pairs that no mask hides.
+    support : array of bool, shape (h, r, Lk)
+        Those of them that are exact.
+    """
+
+    heads: slice
+    rows: slice
+    visible: Array
+    support: Array
+
+
+def map_blocks(
+    problem: Problem, tables: Sequence[Table] | None, function: Callable[[Block], tuple[Array, ...]]
+) -> list[Array]:
+    """Arrays that `function` gives for every block of rows, shape (h, r, ...), put together as (H, Lq, ...).
+
+    Parameters
+    ----------
+    tables : sequence of Table, or None
+        Support of all heads of `problem`; None stands for all pairs.
+    """
+    xp = problem.xp
+    n_rows = min(problem.n_queries, max(1, problem.backend.chunk_elements // problem.n_keys))
+    step = (
+        1
+        if problem.dense_mask is not None
+        else max(1, problem.backend.chunk_elements // (problem.n_queries * problem.n_keys))
+    )
+    by_heads = []
+    for head in range(0, problem.n_heads, step):
+        heads = slice(head, min(head + step, problem.n_heads))
+        by_rows = []
+        for row in range(0, problem.n_queries, n_rows):
+            rows = slice(row, min(row + n_rows, problem.n_queries))
+            visible = _visible(problem, heads, rows)
+            support = visible & _support(problem, tables, heads, rows)
+            by_rows.append(function(Block(heads, rows, visible, support)))
+        by_heads.append([xp.concat(column, axis=1) for column in zip(*by_rows, strict=True)])
+    return [xp.concat(column, axis=0) for column in zip(*by_heads, strict=True)]
+
+
+def near_block(problem: Problem, block: Block) -> Array:
+    """Exact logits of a block, -inf off the support."""
+    return exact_logits(
+        problem.backend,
+        problem.query[block.heads, block.rows, :],
+        problem.key[block.heads, ...],
+        block.support,
+    )
+
+
+def far_block(problem: Problem, rows: Rows, block: Block) -> Array:
+    """Log of the low-rank weights of a block, -inf on the support."""
+    xp, pairs = problem.xp, rows.low_rank()
+    query = xp.reshape(pairs.query, (problem.n_heads, problem.n_queries, -1))[block.heads, block.rows, :]
+    key = xp.reshape(pairs.key, (problem.n_heads, problem.n_keys, -1))[block.heads, ...]
+    return log_kernel(problem.backend, query, key, block.visible & ~block.support)
+
+
+def block_partial(problem: Problem, rows: Rows, block: Block, logits: Array) -> Partial:
+    """Partial result of a block, shape (h, r), from its logits."""
+    xp = problem.xp
+    values = xp.reshape(rows.weighted_value, (problem.n_heads, problem.n_keys, -1))
+    return softmax_partial(problem.backend, logits, values[block.heads, ...])
+
+
+def _visible(problem: Problem, heads: slice, rows: slice) -> Array:
+    xp = problem.xp
+    queries = integers(xp, problem.n_queries, problem.query)[rows]
+    keys = integers(xp, problem.n_keys, problem.key)
+    n_heads = heads.stop - heads.start
+    if problem.is_causal:
+        visible = (keys[None, :] <= queries[:, None])[None, ...]
+    elif problem.dense_mask is not None:
+        number = problem.mask_of_head[heads.start]
+        visible = problem.dense_mask[number, rows, :][None, ...]
+    else:
+        visible = ((keys[None, :] >= 0) & (queries[:, None] >= 0))[None, ...]
+    if problem.key_mask is not None:
+        visible = visible & problem.key_mask[heads, :][:, None, :]
+    return xp.broadcast_to(visible, (n_heads, *visible.shape[1:]))
+
+
+def _support(problem: Problem, tables: Sequence[Table] | None, heads: slice, rows: slice) -> Array:
+    xp = problem.xp
+    shape = (heads.stop - heads.start, rows.stop - rows.start, problem.n_keys)
+    if tables is None:
+        return xp.broadcast_to(integers(xp, 1, problem.query)[:, None, None] == 0, shape)
+    support = xp.broadcast_to(integers(xp, 1, problem.query)[:, None, None] < 0, shape)
+    for table in tables:
+        slot = xp.reshape(table.slot, (problem.n_heads, problem.n_keys))[heads, :]
+        lo, hi = (
+            xp.reshape(x, (problem.n_heads, problem.n_queries))[heads, rows] for x in (table.lo, table.hi)
+        )
+        support = support | ((slot[:, None, :] >= lo[:, :, None]) & (slot[:, None, :] < hi[:, :, None]))
+    return support

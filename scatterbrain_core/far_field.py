@@ -1,0 +1,157 @@
+"""The far field: low-rank weights off the support, summed directly.
+
+It is never a total minus a part: with features c as virtual keys, the logit of c for query i is
+log φ_c(q_i) + log Σ_{j∉S(i)} φ_c(k_j) and its value the φ_c-weighted mean of those v_j. With several
+tables the keys of the later ones alone are subtracted, and a row in which that would lose digits is
+summed again pair by pair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from scatterbrain_core._typing import Array
+from scatterbrain_core.backend import Backend
+from scatterbrain_core.normalization import Partial, merge, running_merge, scaled, select, softmax_partial
+from scatterbrain_core.rows import Rows
+from scatterbrain_core.sparse_correction import (
+    first_occurrences,
+    interval_group,
+    interval_partial,
+    unblock_partial,
+)
+from scatterbrain_core.tiles import Blocks, Table, cut, gather, integers, longest_run
+
+# A row keeps its difference only if what was subtracted is at most this many times what is left in all.
+MAX_CANCELLATION = 4.0
+
+
+def feature_states(backend: Backend, rows: Rows, blocks: Blocks) -> Partial:
+    """For every block of keys and feature c, the sum of φ_c(k_j) (v_j, 1): `ref` of shape (n_blocks, m)."""
+    xp = backend.xp
+    logs = xp.matrix_transpose(gather(xp, rows.low_rank().key, blocks.rows))
+    logs = xp.where(blocks.filled[:, None, :], logs, -math.inf)
+    return softmax_partial(backend, logs, gather(xp, rows.weighted_value, blocks.rows))
+
+
+def apply_states(backend: Backend, log_query: Array, states: Partial) -> Partial:
+    """Queries against virtual keys, one a feature: logit log φ_c(q) + ref_c, value acc_c.
+
+    Parameters
+    ----------
+    log_query : array, shape (..., Lq, m)
+    states : Partial
+        `ref` of shape (..., m), `acc` of shape (..., m, Dv + 1).
+    """
+    return softmax_partial(backend, log_query + states.ref[..., None, :], states.acc)
+
+
+def far_field_of_all(backend: Backend, rows: Rows) -> Partial:
+    """Low-rank partial result of every query row over all keys of its head (an empty support)."""
+    xp = backend.xp
+    pairs = rows.low_rank()
+    query, key, weighted_value = (
+        xp.reshape(x, (rows.n_heads, -1, x.shape[-1])) for x in (pairs.query, pairs.key, rows.weighted_value)
+    )
+    # Adding zero makes the temporary that may be overwritten.
+    states = softmax_partial(backend, xp.matrix_transpose(key) + 0.0, weighted_value)
+    part = apply_states(backend, query, states)
+    return Partial(xp.reshape(part.ref, (-1,)), xp.reshape(part.acc, (-1, part.acc.shape[-1])))
+
+
+def far_field_of_one_table(backend: Backend, rows: Rows, table: Table) -> Partial:
+    """Low-rank partial result off the support of one table, not causal, without any subtraction.
+
+    The keys of a head outside a query's run of blocks are those before it and those after it.
+    """
+    xp = backend.xp
+    keys = cut(xp, table.sorted.key_order, table.run, rows.tile[1])
+    states = feature_states(backend, rows, keys)
+    keys_a_head = rows.n_keys
+    head = keys.rows[:, 0] // keys_a_head
+    longest = longest_run(xp, head)
+    before = running_merge(backend, states, head, longest)
+    after = _reverse(backend, running_merge(backend, _reverse(backend, states), xp.flip(head), longest))
+
+    order = table.sorted.query_order
+    blocks = cut(xp, order, interval_group(xp, table), rows.tile[0])
+    first = blocks.rows[:, 0]
+    lo, hi = xp.take(table.lo, first), xp.take(table.hi, first)
+    query_head = first // rows.n_queries
+    far = merge(
+        backend,
+        state_at(backend, before, keys, lo - 1, lo > query_head * keys_a_head),
+        state_at(backend, after, keys, hi, hi < (query_head + 1) * keys_a_head),
+    )
+    part = apply_states(backend, gather(xp, rows.low_rank().query, blocks.rows), far)
+    return unblock_partial(backend, blocks, order, part)
+
+
+def _reverse(backend: Backend, part: Partial) -> Partial:
+    return Partial(backend.xp.flip(part.ref, axis=0), backend.xp.flip(part.acc, axis=0))
+
+
+def state_at(backend: Backend, states: Partial, keys: Blocks, slot: Array, exists: Array) -> Partial:
+    """Running states of the blocks that hold the slots; nothing seen where `exists` is False."""
+    xp = backend.xp
+    block = xp.take(keys.of_slot, xp.clip(slot, 0, keys.of_slot.shape[0] - 1))
+    chosen = Partial(gather(xp, states.ref, block), gather(xp, states.acc, block))
+    return select(backend, xp.broadcast_to(exists[:, None], chosen.ref.shape), chosen)
+
+
+def less_later_tables(
+    backend: Backend, rows: Rows, tables: Sequence[Table], near: Partial, far: Partial, seen: Array
+) -> Partial:
+    """Far field of several tables, from that of the first.
+
+    Parameters
+    ----------
+    near : Partial
+        On the support of all tables; it bounds what rounding may cost.
+    far : Partial
+        Off the support of the first table.
+    seen : array of int, shape (n_queries,)
+        How many keys of its head, by position, each query row may see.
+    """
+    xp = backend.xp
+    extra = first_occurrences(backend, rows, tables, 1, rows.low_rank())
+    ref = xp.maximum(xp.maximum(near.ref, far.ref), extra.ref)
+    near_acc, far_acc, extra_acc = (scaled(backend, part, ref) for part in (near, far, extra))
+    rest = Partial(ref, far_acc - extra_acc)
+    kept = near_acc[:, -1] + rest.acc[:, -1]
+    unsafe = backend.stop_gradient(extra_acc[:, -1] > MAX_CANCELLATION * kept)
+    count = int(xp.sum(xp.astype(unsafe, integers(xp, 1, ref).dtype)))
+    if count == 0:
+        return rest
+    chosen = xp.argsort(xp.astype(unsafe, xp.int8), descending=True, stable=True)[:count]
+    direct = _far_field_of_rows(backend, rows, tables, chosen, seen)
+    place = xp.maximum(xp.cumulative_sum(xp.astype(unsafe, chosen.dtype)) - 1, 0)
+    return Partial(
+        xp.where(unsafe, gather(xp, direct.ref, place), rest.ref),
+        xp.where(unsafe[:, None], gather(xp, direct.acc, place), rest.acc),
+    )
+
+
+def _far_field_of_rows(
+    backend: Backend, rows: Rows, tables: Sequence[Table], chosen: Array, seen: Array
+) -> Partial:
+    """Far field of a few query rows (ascending), pair by pair: O(Lk·m) a row."""
+    xp = backend.xp
+    keys_a_head = rows.n_keys
+    head = chosen // rows.n_queries
+    blocks = cut(xp, chosen, head, rows.tile[0])
+    first = (integers(xp, rows.query.shape[0], chosen) // rows.n_queries) * keys_a_head
+    part = interval_partial(
+        backend,
+        blocks,
+        integers(xp, rows.key.shape[0], chosen),
+        first,
+        first + seen,
+        rows.low_rank(),
+        rows.weighted_value,
+        rows.tile[1],
+        tables,
+    )
+    # `chosen` is no permutation: its own order is 0, 1, ...
+    return unblock_partial(backend, blocks, integers(xp, chosen.shape[0], chosen), part)

@@ -1,0 +1,123 @@
+r"""The streaming softmax: partial results of a softmax-weighted sum, and how they merge.
+
+A partial result stands for :math:`\sum_j e^{s_j} (v_j, 1)` as a reference and an accumulator,
+:math:`e^{ref} \cdot acc`, so that nothing overflows and a far smaller part is lost only where rounding
+would lose it. Values carry their weight as a last column of ones: the numerator with V = 1 *is* the
+denominator.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scatterbrain_core._typing import Array
+from scatterbrain_core.backend import Backend
+
+
+@dataclass(frozen=True)
+class Partial:
+    """Sum of exp(logit) * (value, 1) over some keys, as exp(ref) * acc.
+
+    Attributes
+    ----------
+    ref : array, shape (...)
+        Log of the scale of `acc`; -inf where no key was seen.
+    acc : array, shape (..., Dv + 1)
+        Scaled sums; the last column is the denominator.
+    """
+
+    ref: Array
+    acc: Array
+
+
+def softmax_partial(backend: Backend, logits: Array, weighted_values: Array) -> Partial:
+    """Partial result of the keys whose logits stand along the last axis.
+
+    Parameters
+    ----------
+    logits : array, shape (..., Lq, n)
+        A temporary that may be overwritten; -inf hides a key.
+    weighted_values : array, shape (..., n, Dv + 1)
+        Values with their weights as last column.
+    """
+    xp = backend.xp
+    ref = xp.max(backend.stop_gradient(logits), axis=-1)
+    weights = backend.exp_below(logits, _finite(backend, ref)[..., None])
+    return Partial(ref, xp.matmul(weights, weighted_values))
+
+
+def merge(backend: Backend, first: Partial, *others: Partial) -> Partial:
+    """Partial result of disjoint sets of keys, from the partial result of each."""
+    total = first
+    for other in others:
+        ref = backend.xp.maximum(total.ref, other.ref)
+        total = Partial(ref, scaled(backend, total, ref) + scaled(backend, other, ref))
+    return total
+
+
+def scaled(backend: Backend, partial: Partial, ref: Array) -> Array:
+    """The accumulator of `partial` in units of exp(ref)."""
+    return partial.acc * backend.xp.exp(partial.ref - _finite(backend, ref))[..., None]
+
+
+def running_merge(backend: Backend, parts: Partial, segment: Array, longest: int) -> Partial:
+    """Inclusive running merge along the first axis, starting afresh in every segment.
+
+    The order of the sums depends on a part's place within its segment alone, so what comes later, or
+    stands in another segment, changes no bit (a scan in log2(longest) vectorised steps).
+
+    Parameters
+    ----------
+    parts : Partial
+        `ref` of shape (n, m), `acc` of shape (n, m, Dv + 1).
+    segment : array of int, shape (n,)
+        Equal numbers stand together.
+    longest : int
+        Length of the longest segment.
+    """
+    xp = backend.xp
+    for step in (2**i for i in range(max(longest - 1, 0).bit_length())):
+        same = (segment[step:] == segment[:-step])[:, None]
+        before = Partial(xp.where(same, parts.ref[:-step, ...], -math.inf), parts.acc[:-step, ...])
+        after = merge(backend, before, Partial(parts.ref[step:, ...], parts.acc[step:, ...]))
+        parts = Partial(
+            xp.concat([parts.ref[:step, ...], after.ref], axis=0),
+            xp.concat([parts.acc[:step, ...], after.acc], axis=0),
+        )
+    return parts
+
+
+def nothing_seen(backend: Backend, rows: Array, weighted_values: Array) -> Partial:
+    """The partial result of no key at all, for rows of the shape of `rows`."""
+    xp = backend.xp
+    acc = xp.zeros_like(rows[..., None]) + xp.zeros_like(weighted_values[0, ...])
+    return Partial(xp.full_like(rows, -math.inf), acc)
+
+
+def select(backend: Backend, condition: Array, partial: Partial) -> Partial:
+    """`partial` where the condition holds, nothing seen elsewhere."""
+    xp = backend.xp
+    return Partial(
+        xp.where(condition, partial.ref, -math.inf), xp.where(condition[..., None], partial.acc, 0.0)
+    )
+
+
+def normalize(backend: Backend, partial: Partial) -> tuple[Array, Array]:
+    """Output and log-normaliser; zeros and -inf for a row that saw no key.
+
+    Returns
+    -------
+    output : array, shape (..., Dv)
+    lse : array, shape (...)
+    """
+    xp = backend.xp
+    weight = partial.acc[..., -1]
+    seen = weight > 0
+    weight = xp.where(seen, weight, 1.0)
+    output = xp.where(seen[..., None], partial.acc[..., :-1] / weight[..., None], 0.0)
+    return output, xp.where(seen, partial.ref + xp.log(weight), -math.inf)
+
+
+def _finite(backend: Backend, ref: Array) -> Array:
+    return backend.xp.where(ref == -math.inf, 0.0, ref)

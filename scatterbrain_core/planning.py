@@ -1,0 +1,67 @@
+"""From a budget to parts: the rank, the bits, the tables and the largest bucket."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from scatterbrain_core.method import Scatterbrain
+from scatterbrain_core.problem import Problem
+from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
+
+# Share of the low-rank part where a method has both (the paper, section 5.2, splits 3 : 1).
+LOW_RANK_SHARE = 0.25
+
+
+def check_budget(budget: Any) -> float:
+    """`budget` as a float in (0, 1]."""
+    if isinstance(budget, bool):
+        raise TypeError("budget must be a real number in (0, 1], got bool")
+    try:
+        fraction = float(budget)
+    except (TypeError, ValueError):
+        raise TypeError(f"budget must be a real number in (0, 1], got {type(budget).__qualname__}") from None
+    if not 0 < fraction <= 1:
+        raise ValueError(f"budget must be in (0, 1], got {fraction}")
+    return fraction
+
+
+def plan(method: Scatterbrain, budget: Any, n_keys: int) -> Scatterbrain:
+    """The same method with everything chosen that its parts leave open.
+
+    What is chosen depends on the budget and the number of keys alone, never on the data: so a head's
+    result does not depend on the other heads, nor the past on the future.
+
+    Parameters
+    ----------
+    budget : float
+        Exact pairs + rank of the low-rank part a query, as a fraction of `n_keys`. At least one entry is
+        kept; a support has at most the pairs left beside the features.
+    """
+    entries = max(1, math.floor(check_budget(budget) * n_keys))
+    low_rank, sparse = method.low_rank, method.sparse
+    if not isinstance(sparse, RandomHyperplanes):
+        return Scatterbrain(None if low_rank is None else low_rank.planned(entries), sparse)
+    is_open = sparse.n_bits is None and sparse.max_bucket is None
+    if is_open and entries >= n_keys:
+        return Scatterbrain(sparse=AllPairs())
+    if low_rank is None:
+        return Scatterbrain(sparse=sparse.planned(entries, n_keys))
+    low_rank = low_rank.planned(max(1, round(LOW_RANK_SHARE * entries)))
+    pairs = entries - (low_rank.n_features or 0)
+    if is_open and pairs < 1:
+        return Scatterbrain(low_rank=low_rank)
+    return Scatterbrain(low_rank, sparse.planned(max(1, pairs), n_keys))
+
+
+def tile_shape(problem: Problem, method: Scatterbrain) -> tuple[int, int]:
+    """Queries and keys in a block: near what a bucket holds if all are equal."""
+    if not isinstance(method.sparse, RandomHyperplanes):
+        return 64, 64
+    n_buckets = 2 ** (method.sparse.n_bits or 0)
+    keys = min(method.sparse.max_bucket or problem.n_keys, -(-problem.n_keys // n_buckets))
+    return _power_of_two(problem.n_queries // n_buckets, 8, 64), _power_of_two(keys, 16, 64)
+
+
+def _power_of_two(n: int, least: int, most: int) -> int:
+    return min(max(1 << (max(n, 1) - 1).bit_length(), least), most)

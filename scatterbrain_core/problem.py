@@ -1,0 +1,261 @@
+"""The arguments of a call, checked once and brought to one form."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from array_api_compat import device
+
+from scatterbrain_core._checks import require_bool
+from scatterbrain_core._typing import Array, Namespace
+from scatterbrain_core.backend import Backend, backend_of
+
+DTYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A checked call.
+
+    Attributes
+    ----------
+    backend : Backend
+    lead : tuple of int
+        Leading axes of query, flattened to H heads below.
+    query : array, shape (H, Lq, D)
+        Times sign(scale) * sqrt(abs(scale)), so that the logits are query · key.
+    key : array, shape (H, Lk, D)
+        Times sqrt(abs(scale)); hidden keys are zero.
+    value : array, shape (H, Lk, Dv)
+        Hidden keys' values are zero.
+    key_mask : array of bool, shape (H, Lk), or None
+        False hides a key from every query.
+    row_mask : array of bool, shape (H, Lq), or None
+        False hides every key from a query.
+    dense_mask : array of bool, shape (n_masks, Lq, Lk), or None
+        A mask that is neither.
+    mask_of_head : list of int
+        Which of the masks in `dense_mask` each head has.
+    is_causal : bool
+    """
+
+    backend: Backend
+    lead: tuple[int, ...]
+    query: Array
+    key: Array
+    value: Array
+    key_mask: Array | None
+    row_mask: Array | None
+    dense_mask: Array | None
+    mask_of_head: list[int]
+    is_causal: bool
+
+    @property
+    def xp(self) -> Namespace:
+        """Namespace of the arrays."""
+        return self.backend.xp
+
+    @property
+    def n_heads(self) -> int:
+        """H, the product of the leading axes."""
+        return self.query.shape[0]
+
+    @property
+    def n_queries(self) -> int:
+        """Lq."""
+        return self.query.shape[1]
+
+    @property
+    def n_keys(self) -> int:
+        """Lk."""
+        return self.key.shape[1]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no row to compute, or no key to see."""
+        return 0 in (self.n_heads, self.n_queries, self.n_keys)
+
+    def of_heads(self, heads: slice) -> Problem:
+        """The same problem for some consecutive heads."""
+
+        def part(x: Any) -> Any:
+            return None if x is None else x[heads, ...]
+
+        return replace(
+            self,
+            query=self.query[heads, ...],
+            key=self.key[heads, ...],
+            value=self.value[heads, ...],
+            key_mask=part(self.key_mask),
+            row_mask=part(self.row_mask),
+            mask_of_head=self.mask_of_head[heads],
+        )
+
+    def unflatten(self, rows: Array) -> Array:
+        """(H, Lq, ...) back to (..., Lq, ...)."""
+        return self.xp.reshape(rows, self.lead + rows.shape[1:])
+
+
+def make_problem(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    attn_mask: Any,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    check_finite: bool,
+) -> Problem:
+    """Check the arguments of a public call and bring them to one form.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what came and what was expected.
+    """
+    for name, flag in (("is_causal", is_causal), ("enable_gqa", enable_gqa), ("check_finite", check_finite)):
+        require_bool(name, flag)
+    arrays = {"query": query, "key": key, "value": value}
+    backend = backend_of(**arrays, **({} if attn_mask is None else {"attn_mask": attn_mask}))
+    _check_dtypes(backend.xp, arrays)
+    _check_devices(arrays if attn_mask is None else arrays | {"attn_mask": attn_mask})
+    _check_shapes(query, key, value, enable_gqa)
+    factor = _check_scale(scale, query.shape[-1])
+    if attn_mask is not None:
+        _check_mask(backend.xp, attn_mask, (*query.shape[:-1], key.shape[-2]), is_causal)
+    if enable_gqa:
+        key, value = _repeat_heads(backend.xp, query, key), _repeat_heads(backend.xp, query, value)
+    problem = _flatten(backend, query, key, value, attn_mask, is_causal)
+    if check_finite:
+        _check_finite(problem)
+    return _scaled(problem, factor)
+
+
+def _check_dtypes(xp: Namespace, arrays: dict[str, Any]) -> None:
+    for name, x in arrays.items():
+        if not any(x.dtype == getattr(xp, dtype) for dtype in DTYPES):
+            raise TypeError(f"{name} must have dtype {' or '.join(DTYPES)}, got {x.dtype}")
+    if any(x.dtype != arrays["query"].dtype for x in arrays.values()):
+        got = ", ".join(f"{name} {x.dtype}" for name, x in arrays.items())
+        raise TypeError(f"query, key and value must have one dtype, got {got}; nothing is cast")
+
+
+def _check_devices(arrays: dict[str, Any]) -> None:
+    devices = {name: device(x) for name, x in arrays.items()}
+    if any(place != devices["query"] for place in devices.values()):
+        got = ", ".join(f"{name} on {place}" for name, place in devices.items())
+        raise ValueError(f"all arrays must be on the device of query, got {got}")
+
+
+def _check_shapes(query: Any, key: Any, value: Any, enable_gqa: bool) -> None:
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x.ndim < 2:
+            raise ValueError(f"{name} must have shape (..., L, D), got {_shape(x)}")
+    query_and_key = f"query {_shape(query)}, key {_shape(key)}"
+    key_and_value = f"key {_shape(key)}, value {_shape(value)}"
+    if query.shape[-1] != key.shape[-1] or query.shape[-1] == 0:
+        raise ValueError(f"query and key must have the same last axis D, at least 1, got {query_and_key}")
+    if key.shape[-2] != value.shape[-2]:
+        raise ValueError(f"key and value must have the same length Lk, got {key_and_value}")
+    if key.shape[:-2] != value.shape[:-2]:
+        raise ValueError(f"key and value must have the same leading axes, got {key_and_value}")
+    if enable_gqa:
+        _check_groups(query, key)
+    elif query.shape[:-2] != key.shape[:-2]:
+        hint = "; grouped-query heads need enable_gqa=True" if _is_grouped(query, key) else ""
+        raise ValueError(f"query and key must have the same leading axes, got {query_and_key}{hint}")
+
+
+def _is_grouped(query: Any, key: Any) -> bool:
+    if query.ndim != key.ndim or query.ndim < 3 or query.shape[:-3] != key.shape[:-3]:
+        return False
+    heads, groups = query.shape[-3], key.shape[-3]
+    return bool(heads == groups or (groups > 0 and heads % groups == 0))
+
+
+def _check_groups(query: Any, key: Any) -> None:
+    if not _is_grouped(query, key):
+        raise ValueError(
+            "with enable_gqa the heads axis (-3) of query must be a multiple of key's and the axes before it "
+            f"equal, got query {_shape(query)}, key {_shape(key)}"
+        )
+
+
+def _check_scale(scale: Any, dim: int) -> float:
+    if scale is None:
+        return 1 / math.sqrt(dim)
+    if isinstance(scale, bool):
+        raise TypeError("scale must be a real number or None, got bool")
+    try:
+        factor = float(scale)
+    except (TypeError, ValueError):
+        raise TypeError(f"scale must be a real number or None, got {type(scale).__qualname__}") from None
+    if not math.isfinite(factor):
+        raise ValueError(f"scale must be finite, got {factor}")
+    return factor
+
+
+def _check_mask(xp: Namespace, mask: Any, full: tuple[int, ...], is_causal: bool) -> None:
+    if is_causal:
+        raise ValueError("attn_mask must be None where is_causal=True, got both; put the causal part into it")
+    if mask.dtype != xp.bool:
+        raise TypeError(f"attn_mask must have dtype bool (True = may attend), got {mask.dtype}")
+    padded = (1,) * (len(full) - mask.ndim) + tuple(mask.shape)
+    if mask.ndim > len(full) or any(m not in (1, n) for m, n in zip(padded, full, strict=True)):
+        raise ValueError(f"attn_mask must be broadcastable to (..., Lq, Lk) = {full}, got {_shape(mask)}")
+
+
+def _repeat_heads(xp: Namespace, query: Any, x: Any) -> Any:
+    return xp.repeat(x, query.shape[-3] // max(x.shape[-3], 1), axis=-3)
+
+
+def _flatten(backend: Backend, query: Any, key: Any, value: Any, attn_mask: Any, is_causal: bool) -> Problem:
+    xp, lead = backend.xp, tuple(query.shape[:-2])
+    n_heads = math.prod(lead)
+    query, key, value = (xp.reshape(x, (n_heads, *x.shape[-2:])) for x in (query, key, value))
+    key_mask = row_mask = dense_mask = None
+    mask_of_head: list[int] = []
+    if attn_mask is not None:
+        mask = xp.reshape(attn_mask, (1,) * (len(lead) + 2 - attn_mask.ndim) + tuple(attn_mask.shape))
+        rows, columns = mask.shape[-2:]
+        if rows == 1:
+            key_mask = _by_head(xp, mask[..., 0, :], lead, key.shape[1])
+        elif columns == 1:
+            row_mask = _by_head(xp, mask[..., 0], lead, query.shape[1])
+        else:
+            dense_mask = xp.reshape(mask, (-1, rows, columns))
+            numbers = xp.reshape(xp.arange(dense_mask.shape[0]), mask.shape[:-2])
+            numbers = xp.reshape(xp.broadcast_to(numbers, lead), (-1,))
+            mask_of_head = [int(numbers[head]) for head in range(n_heads)]
+    if key_mask is not None:
+        # Zeroed, whatever stands in padding changes nothing: not the output, not a bucket, not a gradient.
+        key, value = (xp.where(key_mask[:, :, None], x, 0.0) for x in (key, value))
+    return Problem(backend, lead, query, key, value, key_mask, row_mask, dense_mask, mask_of_head, is_causal)
+
+
+def _by_head(xp: Namespace, mask: Any, lead: tuple[int, ...], length: int) -> Array:
+    return xp.reshape(xp.broadcast_to(mask, (*lead, length)), (-1, length))
+
+
+def _check_finite(problem: Problem) -> None:
+    xp = problem.xp
+    for name, x in (("query", problem.query), ("key", problem.key), ("value", problem.value)):
+        if not bool(xp.all(xp.isfinite(x))):
+            raise ValueError(
+                f"{name} must be finite, got NaN or inf; check_finite=False switches this check off"
+            )
+
+
+def _scaled(problem: Problem, scale: float) -> Problem:
+    # Shared evenly: ‖q + k‖², which the features' variance grows with, is then smallest for equal norms.
+    root = math.sqrt(abs(scale))
+    if scale == 1.0:
+        return problem
+    return replace(problem, query=problem.query * math.copysign(root, scale), key=problem.key * root)
+
+
+def _shape(x: Any) -> str:
+    return str(tuple(x.shape))

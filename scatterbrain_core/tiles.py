@@ -1,0 +1,194 @@
+"""Tiles: which queries meet which keys, as intervals of sorted keys.
+
+Heads are flattened into rows: row = head * L + position. Keys are sorted by bucket, and by a second
+number within the bucket; each query then sees one interval of the sorted keys. That is a ragged (CSR)
+list of tiles without ever listing a pair. `Blocks` cuts sorted rows into blocks of one size, so that
+tiles run as batched matrix products whose shapes, and with them the rounding of a row, do not depend on
+what the other rows hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from array_api_compat import device
+
+from scatterbrain_core._typing import Array, Namespace
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """Queries and keys sorted by bucket, then by a second number shared by both.
+
+    Attributes
+    ----------
+    key_order : array of int, shape (n_keys,)
+        Key row at each slot.
+    key_bucket : array of int, shape (n_keys,)
+        Bucket at each slot, ascending.
+    query_order, query_bucket : array of int, shape (n_queries,)
+        The same for the queries.
+    start, stop : array of int, shape (n_queries,)
+        For each query row, the slots of its bucket: [start, stop).
+    rank : array of int, shape (n_queries,)
+        For each query row, how many keys of its bucket do not come after it.
+    """
+
+    key_order: Array
+    key_bucket: Array
+    query_order: Array
+    query_bucket: Array
+    start: Array
+    stop: Array
+    rank: Array
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a support: each query's exact keys are one interval of the sorted keys.
+
+    Attributes
+    ----------
+    sorted : Sorted
+    run : array of int, shape (n_keys,)
+        Ascending numbers of the runs of slots in which blocks of keys are laid.
+    lo, hi : array of int, shape (n_queries,)
+        For each query row, its interval of slots [lo, hi).
+    slot : array of int, shape (n_keys,)
+        Slot of each key row.
+    key_bucket, query_bucket : array of int, shape (n_keys,) and (n_queries,)
+        Bucket of each row. Where no key is hidden, head * 2**depth + the bucket's number in its head.
+    depth : int
+        The buckets of a head are the leaves of a binary tree of this depth.
+    """
+
+    sorted: Sorted
+    run: Array
+    lo: Array
+    hi: Array
+    slot: Array
+    key_bucket: Array
+    query_bucket: Array
+    depth: int
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Sorted rows cut into blocks of one size, none across the edge of a group.
+
+    Attributes
+    ----------
+    rows : array of int, shape (n_blocks, size)
+        Row at each place; where `filled` is False, some row of no meaning.
+    filled : array of bool, shape (n_blocks, size)
+    first : array of int, shape (n_blocks,)
+        Slot of each block's first row.
+    of_slot : array of int, shape (n_rows,)
+        Block of each slot.
+    """
+
+    rows: Array
+    filled: Array
+    first: Array
+    of_slot: Array
+
+    @property
+    def count(self) -> int:
+        """Number of blocks."""
+        return self.rows.shape[0]
+
+    @property
+    def size(self) -> int:
+        """Places in a block."""
+        return self.rows.shape[1]
+
+
+def integers(xp: Namespace, n: int, like: Array) -> Array:
+    """0, 1, ..., n - 1 in the default integer dtype, on the device of `like`."""
+    return xp.arange(n, device=device(like))
+
+
+def positions(xp: Namespace, n_heads: int, length: int, like: Array) -> Array:
+    """Position of every row in its head's sequence, shape (n_heads * length,)."""
+    return xp.tile(integers(xp, length, like), (n_heads,))
+
+
+def zeros(xp: Namespace, shape: tuple[int, ...], like: Array) -> Array:
+    """Zeros in the dtype and on the device of `like`."""
+    return xp.zeros(shape, dtype=like.dtype, device=device(like))
+
+
+def gather(xp: Namespace, x: Array, index: Array) -> Array:
+    """Rows of `x` at an index array of any shape: shape index.shape + x.shape[1:]."""
+    rows = xp.take(x, xp.reshape(index, (-1,)), axis=0)
+    return xp.reshape(rows, index.shape + x.shape[1:])
+
+
+def longest_run(xp: Namespace, group: Array) -> int:
+    """Length of the longest run of equal numbers in an ascending array."""
+    return int(
+        xp.max(xp.searchsorted(group, group, side="right") - xp.searchsorted(group, group, side="left"))
+    )
+
+
+def invert(xp: Namespace, order: Array) -> Array:
+    """Inverse of a permutation."""
+    return xp.argsort(order)
+
+
+def sort_jointly(
+    xp: Namespace, key_bucket: Array, query_bucket: Array, key_rank: Array, query_rank: Array
+) -> Sorted:
+    """Sort queries and keys by bucket, then by rank, a key before a query of its own rank.
+
+    Parameters
+    ----------
+    key_bucket, key_rank : array, shape (n_keys,)
+        By key row. Buckets of different heads must differ.
+    query_bucket, query_rank : array, shape (n_queries,)
+    """
+    n_keys, n_queries = key_bucket.shape[0], query_bucket.shape[0]
+    bucket = xp.concat([key_bucket, query_bucket])
+    order = xp.argsort(xp.concat([key_rank, query_rank]), stable=True)
+    order = xp.take(order, xp.argsort(xp.take(bucket, order), stable=True))
+    # Stable sort by kind: the joint order of the keys, then that of the queries.
+    by_kind = xp.argsort(xp.astype(order >= n_keys, xp.int8), stable=True)
+    key_order = xp.take(order, by_kind[:n_keys])
+    query_order = xp.take(order, by_kind[n_keys:]) - n_keys
+    sorted_keys, sorted_queries = xp.take(key_bucket, key_order), xp.take(query_bucket, query_order)
+    # A query's place in the joint order, less the queries before it, counts the keys not after it.
+    keys_before = by_kind[n_keys:] - integers(xp, n_queries, order)
+    start = xp.searchsorted(sorted_keys, query_bucket, side="left")
+    stop = xp.searchsorted(sorted_keys, query_bucket, side="right")
+    rank = xp.take(keys_before, invert(xp, query_order)) - start
+    return Sorted(key_order, sorted_keys, query_order, sorted_queries, start, stop, rank)
+
+
+def cut(xp: Namespace, order: Array, group: Array, size: int) -> Blocks:
+    """Cut rows in sorted order into blocks of `size` places, afresh in each group.
+
+    Parameters
+    ----------
+    order : array of int, shape (n,)
+        Row at each slot.
+    group : array of int, shape (n,)
+        Group of each slot, ascending.
+    """
+    n = order.shape[0]
+    slots = integers(xp, n, order)
+    rank = slots - xp.searchsorted(group, group, side="left")
+    of_slot = xp.cumulative_sum(xp.astype(rank % size == 0, slots.dtype)) - 1
+    count = int(of_slot[-1]) + 1
+    first = xp.searchsorted(of_slot, integers(xp, count, order))
+    end = xp.concat([first[1:], xp.full((1,), n, dtype=first.dtype, device=device(first))])
+    places = first[:, None] + integers(xp, size, order)[None, :]
+    filled = places < end[:, None]
+    return Blocks(gather(xp, order, xp.where(filled, places, 0)), filled, first, of_slot)
+
+
+def unblock(xp: Namespace, blocks: Blocks, order: Array, x: Array) -> Array:
+    """Blocked results, shape (n_blocks, size, ...), back in row order, shape (n, ...)."""
+    slot = invert(xp, order)
+    block = xp.take(blocks.of_slot, slot)
+    place = block * blocks.size + slot - xp.take(blocks.first, block)
+    return gather(xp, xp.reshape(x, (-1, *x.shape[2:])), place)
