@@ -234,7 +234,7 @@ def estimate(
     result = solve(problem, parts, projections, groups, count_pairs=True)
     output, lse = normalize(problem.backend, total(problem, result))
     stderr = problem.unflatten(standard_error(problem, result, groups)) if is_random else None
-    pairs = float(problem.xp.mean(result.pairs))
+    pairs = float(problem.xp.mean(problem.backend.stop_gradient(result.pairs)))
     cost = _cost(parts, pairs, problem.n_keys)
     return Estimate(problem.unflatten(output), problem.unflatten(lse), stderr, cost, name, parts)
 

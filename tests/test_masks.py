@@ -1,0 +1,85 @@
+"""Masks: key padding stays linear and changes nothing it hides; any other boolean mask is obeyed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from oracle import METHODS, oracle, relative_error, tolerance
+from problems import draw_problem, eps
+
+import scatterbrain_core as sb
+
+SHAPES = {
+    "padding": (2, 1, 1, 41),
+    "one padding": (41,),
+    "rows": (2, 1, 37, 1),
+    "dense": (2, 3, 37, 41),
+    "dense a batch": (2, 1, 37, 41),
+    "one": (1, 1),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_masks_of_any_shape_are_obeyed(library, dtype, rng, name, shape):
+    q, k, v = draw_problem(rng, 37, 41, lead=(2, 3), dtype=dtype)
+    mask = rng.random(shape) < 0.6
+    est = sb.estimate(*library.arrays(q, k, v), method=METHODS[name], attn_mask=library.asarray(mask))
+    output, lse = oracle(q, k, v, METHODS[name], mask=mask)
+    assert relative_error(library.to_numpy(est.output), output) <= tolerance(dtype, q, k)
+    np.testing.assert_array_equal(np.isneginf(library.to_numpy(est.lse)), np.isneginf(lse))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_hidden_keys_are_as_good_as_absent(library, dtype, rng, name):
+    q, k, v = draw_problem(rng, 40, 60, dtype=dtype)
+    kept = rng.permutation(60)[:37]
+    mask = np.zeros((1, 60), dtype=bool)
+    mask[0, kept] = True
+    kept.sort()
+    hidden = sb.estimate(*library.arrays(q, k, v), method=METHODS[name], attn_mask=library.asarray(mask))
+    absent = sb.estimate(*library.arrays(q, k[:, kept], v[:, kept]), method=METHODS[name])
+    error = relative_error(library.to_numpy(hidden.output), library.to_numpy(absent.output))
+    assert error <= tolerance(dtype, q, k)
+    assert hidden.cost.pairs == pytest.approx(absent.cost.pairs)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_stands_in_padding_changes_no_bit(library, dtype, rng, name):
+    q, k, v = draw_problem(rng, 50, 64, dtype=dtype)
+    mask = np.arange(64) < 45
+    arguments = {"method": METHODS[name], "attn_mask": library.asarray(mask)}
+    clean = library.to_numpy(sb.attention(*library.arrays(q, k, v), **arguments))
+    for garbage in (1e30, np.inf, np.nan):
+        k[:, 45:], v[:, 45:] = garbage, -garbage
+        dirty = library.to_numpy(sb.attention(*library.arrays(q, k, v), **arguments))
+        np.testing.assert_array_equal(clean, dirty)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("shape", [(1, 30), (20, 1), (20, 30)])
+def test_a_query_that_sees_no_key_gets_zeros(library, dtype, rng, name, shape):
+    q, k, v = draw_problem(rng, 20, 30, dtype=dtype)
+    mask = library.asarray(np.zeros(shape, dtype=bool))
+    est = sb.estimate(*library.arrays(q, k, v), method=METHODS[name], attn_mask=mask)
+    assert not library.to_numpy(est.output).any()
+    assert np.isneginf(library.to_numpy(est.lse)).all()
+    assert est.cost.pairs == 0
+
+
+def test_a_mask_of_true_is_no_mask(library, dtype, rng):
+    q, k, v = draw_problem(rng, 33, 44, dtype=dtype)
+    for parts in METHODS.values():
+        plain = library.to_numpy(sb.attention(*library.arrays(q, k, v), method=parts))
+        for shape in [(1, 44), (33, 1), (33, 44)]:
+            mask = library.asarray(np.ones(shape, dtype=bool))
+            masked = library.to_numpy(sb.attention(*library.arrays(q, k, v), method=parts, attn_mask=mask))
+            assert relative_error(masked, plain) <= 64 * eps(dtype)
+
+
+def test_the_masks_of_exact_are_torchs(rng):
+    torch = pytest.importorskip("torch")
+    q, k, v = (torch.asarray(x) for x in draw_problem(rng, 30, 41, lead=(2, 3)))
+    mask = torch.asarray(rng.random((2, 1, 30, 41)) < 0.5)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(sb.attention(q, k, v, method="exact", attn_mask=mask), expected)
