@@ -69,7 +69,8 @@ class Estimate:
         Log of the normaliser, -inf for a query that sees no key.
     stderr : array, shape (..., Lq, Dv), or None
         Estimated standard error of `output`, given the support, from the spread of up to 16 groups of
-        features; NaN with a single feature; None without random features.
+        features; to first order, so too small where a few features outweigh all others. NaN with a
+        single feature; None without random features.
     cost : Cost
         What was really used.
     method : str

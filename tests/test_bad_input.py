@@ -1,0 +1,231 @@
+"""Bad input of every argument: the message names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from problems import draw_problem
+
+import scatterbrain_core as sb
+
+
+def arrays(**changes):
+    q, k, v = draw_problem(np.random.default_rng(0), 6, 7, dim=4, columns=3)
+    return {"query": q, "key": k, "value": v} | changes
+
+
+SHAPES = {
+    "query of one axis": (
+        {"query": np.zeros(4)},
+        r"query must have shape \(\.\.\., L, D\), got \(4,\)",
+    ),
+    "value of one axis": ({"value": np.zeros(4)}, r"value must have shape \(\.\.\., L, D\), got \(4,\)"),
+    "another D": (
+        {"key": np.zeros((2, 7, 5))},
+        r"query and key must have the same last axis D, at least 1, got query \(2, 6, 4\), key \(2, 7, 5\)",
+    ),
+    "no D": (
+        {"query": np.zeros((2, 6, 0)), "key": np.zeros((2, 7, 0))},
+        r"same last axis D, at least 1, got query \(2, 6, 0\), key \(2, 7, 0\)",
+    ),
+    "another Lk": (
+        {"value": np.zeros((2, 8, 3))},
+        r"key and value must have the same length Lk, got key \(2, 7, 4\), value \(2, 8, 3\)",
+    ),
+    "another lead of value": (
+        {"value": np.zeros((3, 7, 3))},
+        r"key and value must have the same leading axes, got key \(2, 7, 4\), value \(3, 7, 3\)",
+    ),
+    "another lead of query": (
+        {"query": np.zeros((5, 6, 4))},
+        r"query and key must have the same leading axes, got query \(5, 6, 4\), key \(2, 7, 4\)$",
+    ),
+    "one lead too many": (
+        {"query": np.zeros((1, 2, 6, 4))},
+        r"same leading axes, got query \(1, 2, 6, 4\), key \(2, 7, 4\)$",
+    ),
+    "grouped heads without enable_gqa": (
+        {"query": np.zeros((4, 6, 4))},
+        r"same leading axes, got .*; grouped-query heads need enable_gqa=True",
+    ),
+    "heads that are no multiple": (
+        {"query": np.zeros((3, 6, 4)), "enable_gqa": True},
+        r"heads axis \(-3\) of query must be a multiple of key's .*, got query \(3, 6, 4\), key \(2, 7, 4\)",
+    ),
+    "enable_gqa without a heads axis": (
+        {"query": np.zeros((6, 4)), "key": np.zeros((7, 4)), "value": np.zeros((7, 3)), "enable_gqa": True},
+        r"with enable_gqa the heads axis \(-3\) of query .*, got query \(6, 4\), key \(7, 4\)",
+    ),
+    "mask of another shape": (
+        {"attn_mask": np.ones((6, 6), dtype=bool)},
+        r"attn_mask must be broadcastable to \(\.\.\., Lq, Lk\) = \(2, 6, 7\), got \(6, 6\)",
+    ),
+    "mask of too many axes": (
+        {"attn_mask": np.ones((1, 2, 6, 7), dtype=bool)},
+        r"attn_mask must be broadcastable to \(\.\.\., Lq, Lk\) = \(2, 6, 7\), got \(1, 2, 6, 7\)",
+    ),
+    "causal and a mask": (
+        {"attn_mask": np.ones((6, 7), dtype=bool), "is_causal": True},
+        r"attn_mask must be None where is_causal=True, got both",
+    ),
+}
+
+VALUES = {
+    "budget 0": ({"budget": 0}, r"budget must be in \(0, 1\], got 0.0"),
+    "budget < 0": ({"budget": -0.5}, r"budget must be in \(0, 1\], got -0.5"),
+    "budget > 1": ({"budget": 1.01}, r"budget must be in \(0, 1\], got 1.01"),
+    "budget NaN": ({"budget": float("nan")}, r"budget must be in \(0, 1\], got nan"),
+    "scale NaN": ({"scale": float("nan")}, r"scale must be finite, got nan"),
+    "scale inf": ({"scale": float("inf")}, r"scale must be finite, got inf"),
+    "seed < 0": ({"seed": -1}, r"seed must not be negative, got -1"),
+    "near method": (
+        {"method": "performr"},
+        r"method 'performr' is unknown; the nearest: 'performer'; known are 'auto', ",
+    ),
+    "other case": ({"method": "Scatterbrain"}, r"the nearest: 'scatterbrain'"),
+    "no method": ({"method": "zzz"}, r"method 'zzz' is unknown; known are 'auto', 'exact'"),
+}
+
+TYPES = {
+    "list": ({"query": [[1.0]]}, r"query must be an array of a library .*, got builtins.list"),
+    "None": ({"value": None}, r"value must be an array of a library .*, got builtins.NoneType"),
+    "mask a list": ({"attn_mask": [True]}, r"attn_mask must be an array of a library .*, got builtins.list"),
+    "integers": (
+        {"query": np.zeros((2, 6, 4), dtype=int)},
+        r"query must have dtype float32 or float64, got int64",
+    ),
+    "complex": ({"key": np.zeros((2, 7, 4), dtype=complex)}, r"key must have dtype .*, got complex128"),
+    "half": ({"value": np.zeros((2, 7, 3), dtype=np.float16)}, r"value must have dtype .*, got float16"),
+    "bool": ({"value": np.zeros((2, 7, 3), dtype=bool)}, r"value must have dtype .*, got bool"),
+    "objects": ({"value": np.zeros((2, 7, 3), dtype=object)}, r"value must have dtype .*, got object"),
+    "two dtypes": (
+        {"key": np.zeros((2, 7, 4), dtype=np.float32)},
+        r"one dtype, got query float64, key float32, value float64; nothing is cast",
+    ),
+    "mask of numbers": (
+        {"attn_mask": np.zeros((6, 7))},
+        r"attn_mask must have dtype bool \(True = may attend\), got float64",
+    ),
+    "budget a string": ({"budget": "all"}, r"budget must be a real number in \(0, 1\], got str"),
+    "budget a bool": ({"budget": True}, r"budget must be a real number in \(0, 1\], got bool"),
+    "budget None": ({"budget": None}, r"budget must be a real number in \(0, 1\], got NoneType"),
+    "scale a string": ({"scale": "big"}, r"scale must be a real number or None, got str"),
+    "scale a bool": ({"scale": True}, r"scale must be a real number or None, got bool"),
+    "scale complex": ({"scale": 1j}, r"scale must be a real number or None, got complex"),
+    "seed a float": ({"seed": 1.0}, r"seed must be an int or a numpy.random.Generator, got float"),
+    "seed a bool": ({"seed": True}, r"seed must be .*, got bool"),
+    "seed None": ({"seed": None}, r"seed must be .*, got NoneType"),
+    "method a number": ({"method": 3}, r"method must be a name or a Scatterbrain, got int"),
+    "method a class": ({"method": sb.Scatterbrain}, r"method must be a name or a Scatterbrain, got type"),
+    "is_causal a number": ({"is_causal": 1}, r"is_causal must be True or False, got int"),
+    "enable_gqa None": ({"enable_gqa": None}, r"enable_gqa must be True or False, got NoneType"),
+    "check_finite a string": ({"check_finite": "no"}, r"check_finite must be True or False, got str"),
+}
+
+
+@pytest.mark.parametrize("call", [sb.attention, sb.estimate])
+@pytest.mark.parametrize(("changes", "message"), (SHAPES | VALUES).values(), ids=(SHAPES | VALUES).keys())
+def test_wrong_values(call, changes, message):
+    with pytest.raises(ValueError, match=message):
+        call(**arrays(**changes))
+
+
+@pytest.mark.parametrize("call", [sb.attention, sb.estimate])
+@pytest.mark.parametrize(("changes", "message"), TYPES.values(), ids=TYPES.keys())
+def test_wrong_types(call, changes, message):
+    with pytest.raises(TypeError, match=message):
+        call(**arrays(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"normalize": 1}, TypeError, r"normalize must be True or False, got int"),
+        ({"method": "exakt"}, ValueError, r"the nearest: 'exact'"),
+        ({"budget": 2}, ValueError, r"budget must be in \(0, 1\], got 2.0"),
+        ({"key": np.zeros((2, 7, 5))}, ValueError, r"same last axis D"),
+        ({"query": "q"}, TypeError, r"query must be an array"),
+    ],
+)
+def test_attention_matrix_checks_its_arguments(changes, error, message):
+    call = {name: x for name, x in arrays().items() if name != "value"} | changes
+    with pytest.raises(error, match=message):
+        sb.attention_matrix(**call)
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused(library, dtype, name, bad):
+    q, k, v = (x.astype(dtype) for x in arrays().values())
+    call = {"query": q, "key": k, "value": v}
+    call[name][1, 2, 1] = bad
+    call = {key: library.asarray(x) for key, x in call.items()}
+    with pytest.raises(ValueError, match=f"{name} must be finite, got NaN or inf; check_finite=False"):
+        sb.attention(**call)
+    with np.errstate(invalid="ignore", over="ignore"):
+        out = library.to_numpy(sb.attention(**call, check_finite=False, method="exact"))
+    assert out.shape == (2, 6, 3)
+    assert np.isfinite(out[0]).all()  # the other head
+
+
+def test_arrays_of_two_libraries_are_refused():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(
+        TypeError, match="one library, got query from numpy, key from torch, value from numpy"
+    ):
+        sb.attention(**arrays(key=torch.zeros((2, 7, 4), dtype=torch.float64)))
+    with pytest.raises(TypeError, match="one library, got .* attn_mask from torch"):
+        sb.attention(**arrays(attn_mask=torch.ones((6, 7), dtype=torch.bool)))
+
+
+def test_tensors_on_two_devices_are_refused():
+    torch = pytest.importorskip("torch")
+    call = {name: torch.asarray(x) for name, x in arrays().items()}
+    call["value"] = call["value"].to("meta")
+    with pytest.raises(
+        ValueError, match="on the device of query, got query on cpu, key on cpu, value on meta"
+    ):
+        sb.attention(**call)
+
+
+def test_torchs_half_precision_is_refused_not_cast():
+    torch = pytest.importorskip("torch")
+    call = {name: torch.asarray(x).to(torch.bfloat16) for name, x in arrays().items()}
+    with pytest.raises(TypeError, match=r"query must have dtype float32 or float64, got torch.bfloat16"):
+        sb.attention(**call)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: sb.PositiveFeatures(0), ValueError, "n_features must be an int of at least 1, got 0"),
+        (lambda: sb.PositiveFeatures(2.0), TypeError, "n_features must be an int .* or None, got float"),
+        (
+            lambda: sb.RandomHyperplanes(-1),
+            ValueError,
+            "n_bits must be an int of at least 0 and at most 24, got -1",
+        ),
+        (
+            lambda: sb.RandomHyperplanes(25),
+            ValueError,
+            "n_bits must be an int of at least 0 and at most 24, got 25",
+        ),
+        (lambda: sb.RandomHyperplanes(2, 0), ValueError, "n_tables must be an int of at least 1, got 0"),
+        (lambda: sb.RandomHyperplanes(2, 1, 0), ValueError, "max_bucket must be an int of at least 1, got 0"),
+        (lambda: sb.RandomHyperplanes(True), TypeError, "n_bits must be .* or None, got bool"),
+        (lambda: sb.Scatterbrain(), ValueError, "low_rank and sparse must not both be None"),
+        (
+            lambda: sb.Scatterbrain("performer"),
+            TypeError,
+            "low_rank must be PositiveFeatures or None, got str",
+        ),
+        (
+            lambda: sb.Scatterbrain(None, 3),
+            TypeError,
+            "sparse must be RandomHyperplanes, .* or None, got int",
+        ),
+    ],
+)
+def test_parts_check_their_arguments(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
