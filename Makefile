@@ -22,7 +22,8 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.dev
-	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -q -b doctest docs docs/_build/doctest
 
 wheel-test: $(VENV)/.dev
 	bash .ci/wheel-test $(BIN)/python

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from numbers import Real
 from typing import Any
 
 
@@ -25,3 +26,13 @@ def require_bool(name: str, value: Any) -> None:
     """Raise unless `value` is a bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {type(value).__qualname__}")
+
+
+def require_real(name: str, value: Any, expected: str) -> float:
+    """`value` as a float, inf where it is too large for one; raise unless it is a real number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be {expected}, got {type(value).__qualname__}")
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")

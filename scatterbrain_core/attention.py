@@ -117,7 +117,7 @@ def attention(
         that say their own size take no notice of it.
     attn_mask : array of bool, optional
         True where a query may attend; broadcastable to (..., Lq, Lk). A mask of shape (..., 1, Lk) (key
-        padding) or (..., Lq, 1) keeps time and memory linear, any other costs O(Lq·Lk) time. What stands
+        padding) or (..., Lq, 1) costs nothing that grows with Lq·Lk, any other O(Lq·Lk) time. What stands
         in a key or value that padding hides changes nothing.
     is_causal : bool
         Query i sees the keys j <= i; not together with `attn_mask`.
@@ -255,6 +255,8 @@ def attention_matrix(
 ) -> Any:
     """The dense matrix of weights that `attention` applies: O(Lq·Lk), for tests, plots and small n.
 
+    Arguments not listed are those of `attention`; there is no `attn_mask`.
+
     Parameters
     ----------
     query : array, shape (..., Lq, D)
@@ -262,8 +264,6 @@ def attention_matrix(
     normalize : bool
         Whether each row is divided by its sum; False gives the estimate of exp(scale·QKᵀ), zero where
         `is_causal` hides a pair, which overflows to inf where the exponential does.
-
-    Other arguments are those of `attention`.
 
     Returns
     -------

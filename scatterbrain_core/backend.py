@@ -96,9 +96,11 @@ def backend_of(**arrays: Any) -> Backend:
 
 def _require_array(name: str, x: Any) -> None:
     try:
-        array_namespace(x)
-    except TypeError as error:
+        is_array = not type(x).__module__.startswith("numpy.ma") and bool(array_namespace(x))
+    except TypeError:
+        is_array = False
+    if not is_array:
         raise TypeError(
             f"{name} must be an array of a library with the array API (NumPy, CuPy, Torch, JAX, ...), "
             f"got {type(x).__module__}.{type(x).__qualname__}"
-        ) from error
+        )

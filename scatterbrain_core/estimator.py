@@ -103,10 +103,16 @@ def solve(
 
 def _head_groups(problem: Problem, method: Scatterbrain) -> Iterator[Problem]:
     rank = 1 if method.low_rank is None else method.low_rank.n_features or 1
+    n_buckets = 2 ** (getattr(method.sparse, "n_bits", None) or 0)
     columns = problem.value.shape[-1] + 1
     rows = problem.n_queries + problem.n_keys
-    states = (problem.n_keys // tile_shape(problem, method)[1] + 1) * rank * columns
-    step = max(1, HEAD_GROUP_ELEMENTS // (rows * (problem.query.shape[-1] + columns + rank) + 4 * states))
+    n_blocks = sum(
+        n // size + min(n, n_buckets)
+        for n, size in zip((problem.n_queries, problem.n_keys), tile_shape(problem, method), strict=True)
+    )
+    per_head = rows * (problem.query.shape[-1] + columns + rank) + 4 * n_blocks * rank * columns
+    # Buckets of all heads of a group are numbered in one integer, which may have 32 bits.
+    step = min(max(1, HEAD_GROUP_ELEMENTS // per_head), (2**31 - 1) // (n_buckets + 1))
     for first in range(0, problem.n_heads, step):
         yield problem.of_heads(slice(first, min(first + step, problem.n_heads)))
 

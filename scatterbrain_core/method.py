@@ -31,11 +31,12 @@ class Scatterbrain:
     TypeError
         A part is of another type.
     ValueError
-        Both parts are None.
+        Both parts are None, or there is a low-rank part beside `AllPairs`.
 
     References
     ----------
-    Chen et al., *Scatterbrain: Unifying Sparse and Low-rank Attention*, arXiv 2110.15343, Algorithm 1.
+    Chen et al., *Scatterbrain: Unifying Sparse and Low-rank Attention Approximation*, arXiv 2110.15343,
+    Algorithm 1.
     """
 
     low_rank: PositiveFeatures | None = None
@@ -52,6 +53,10 @@ class Scatterbrain:
             )
         if self.low_rank is None and self.sparse is None:
             raise ValueError("low_rank and sparse must not both be None")
+        if self.low_rank is not None and isinstance(self.sparse, AllPairs):
+            raise ValueError(
+                f"low_rank must be None with AllPairs, which leaves it nothing, got {self.low_rank}"
+            )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from scatterbrain_core._checks import require_real
+from scatterbrain_core.low_rank import PositiveFeatures
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
@@ -15,12 +17,7 @@ LOW_RANK_SHARE = 0.25
 
 def check_budget(budget: Any) -> float:
     """`budget` as a float in (0, 1]."""
-    if isinstance(budget, bool):
-        raise TypeError("budget must be a real number in (0, 1], got bool")
-    try:
-        fraction = float(budget)
-    except (TypeError, ValueError):
-        raise TypeError(f"budget must be a real number in (0, 1], got {type(budget).__qualname__}") from None
+    fraction = require_real("budget", budget, "a real number in (0, 1]")
     if not 0 < fraction <= 1:
         raise ValueError(f"budget must be in (0, 1], got {fraction}")
     return fraction
@@ -37,20 +34,29 @@ def plan(method: Scatterbrain, budget: Any, n_keys: int) -> Scatterbrain:
     budget : float
         Exact pairs + rank of the low-rank part a query, as a fraction of `n_keys`. At least one entry is
         kept; a support has at most the pairs left beside the features.
+
+    Raises
+    ------
+    ValueError
+        The budget is not in (0, 1], or features that the caller fixed leave nothing of it for pairs.
     """
     entries = max(1, math.floor(check_budget(budget) * n_keys))
     low_rank, sparse = method.low_rank, method.sparse
     if not isinstance(sparse, RandomHyperplanes):
         return Scatterbrain(None if low_rank is None else low_rank.planned(entries), sparse)
-    is_open = sparse.n_bits is None and sparse.max_bucket is None
-    if is_open and entries >= n_keys:
+    if sparse == RandomHyperplanes() and low_rank in (None, PositiveFeatures()) and entries >= n_keys:
         return Scatterbrain(sparse=AllPairs())
     if low_rank is None:
         return Scatterbrain(sparse=sparse.planned(entries, n_keys))
+    if low_rank == PositiveFeatures() and sparse.is_open and entries == 1:
+        return Scatterbrain(low_rank=low_rank.planned(1))
     low_rank = low_rank.planned(max(1, round(LOW_RANK_SHARE * entries)))
     pairs = entries - (low_rank.n_features or 0)
-    if is_open and pairs < 1:
-        return Scatterbrain(low_rank=low_rank)
+    if sparse.is_open and pairs < 1 and n_keys > 0:
+        raise ValueError(
+            f"budget must leave exact pairs beside n_features={low_rank.n_features}, got {budget}: "
+            f"{entries} of {n_keys} keys; raise it, lower n_features, or say max_bucket or n_bits"
+        )
     return Scatterbrain(low_rank, sparse.planned(max(1, pairs), n_keys))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from array_api_compat import device
 
-from scatterbrain_core._checks import require_bool
+from scatterbrain_core._checks import require_bool, require_real
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import Backend, backend_of
 
@@ -187,12 +187,7 @@ def _check_groups(query: Any, key: Any) -> None:
 def _check_scale(scale: Any, dim: int) -> float:
     if scale is None:
         return 1 / math.sqrt(dim)
-    if isinstance(scale, bool):
-        raise TypeError("scale must be a real number or None, got bool")
-    try:
-        factor = float(scale)
-    except (TypeError, ValueError):
-        raise TypeError(f"scale must be a real number or None, got {type(scale).__qualname__}") from None
+    factor = require_real("scale", scale, "a real number or None")
     if not math.isfinite(factor):
         raise ValueError(f"scale must be finite, got {factor}")
     return factor

@@ -74,6 +74,12 @@ VALUES = {
     "budget 0": ({"budget": 0}, r"budget must be in \(0, 1\], got 0.0"),
     "budget < 0": ({"budget": -0.5}, r"budget must be in \(0, 1\], got -0.5"),
     "budget > 1": ({"budget": 1.01}, r"budget must be in \(0, 1\], got 1.01"),
+    "budget huge": ({"budget": 10**400}, r"budget must be in \(0, 1\], got inf"),
+    "scale huge": ({"scale": 10**400}, r"scale must be finite, got inf"),
+    "features beyond the budget": (
+        {"method": sb.Scatterbrain(sb.PositiveFeatures(64), sb.RandomHyperplanes()), "budget": 0.9},
+        r"budget must leave exact pairs beside n_features=64, got 0.9: 6 of 7 keys",
+    ),
     "budget NaN": ({"budget": float("nan")}, r"budget must be in \(0, 1\], got nan"),
     "scale NaN": ({"scale": float("nan")}, r"scale must be finite, got nan"),
     "scale inf": ({"scale": float("inf")}, r"scale must be finite, got inf"),
@@ -107,6 +113,11 @@ TYPES = {
         r"attn_mask must have dtype bool \(True = may attend\), got float64",
     ),
     "budget a string": ({"budget": "all"}, r"budget must be a real number in \(0, 1\], got str"),
+    "masked array": (
+        {"query": np.ma.zeros((2, 6, 4))},
+        r"query must be an array of a library .*, got numpy.ma.*MaskedArray",
+    ),
+    "scale a numeric string": ({"scale": "1"}, r"scale must be a real number or None, got str"),
     "budget a bool": ({"budget": True}, r"budget must be a real number in \(0, 1\], got bool"),
     "budget None": ({"budget": None}, r"budget must be a real number in \(0, 1\], got NoneType"),
     "scale a string": ({"scale": "big"}, r"scale must be a real number or None, got str"),
@@ -174,7 +185,7 @@ def test_arrays_of_two_libraries_are_refused():
         TypeError, match="one library, got query from numpy, key from torch, value from numpy"
     ):
         sb.attention(**arrays(key=torch.zeros((2, 7, 4), dtype=torch.float64)))
-    with pytest.raises(TypeError, match="one library, got .* attn_mask from torch"):
+    with pytest.raises(TypeError, match=r"one library, got .* attn_mask from torch"):
         sb.attention(**arrays(attn_mask=torch.ones((6, 7), dtype=torch.bool)))
 
 

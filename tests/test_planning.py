@@ -95,6 +95,6 @@ def test_a_generator_moves_on_and_a_seed_stays(rng):
 
 def test_the_global_generator_is_left_alone(rng):
     q, k, v = draw_problem(rng, 10, 20)
-    before = np.random.get_state()[1].copy()
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
     sb.attention(q, k, v)
-    np.testing.assert_array_equal(np.random.get_state()[1], before)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002

@@ -25,10 +25,11 @@ class RandomHyperplanes:
     Parameters
     ----------
     n_bits : int, optional
-        K, at most 24. By default the budget of the call chooses it, so that a bucket holds about as many
-        keys as a query may see, and sets `max_bucket` too.
+        K, at most 24. By default the budget of the call chooses it, so that a bucket holds about twice as
+        many keys as a query may see, and sets `max_bucket` too.
     n_tables : int, optional
-        T; by default 1.
+        T; by default 1, whose far field needs no subtraction. At the same budget more tables find
+        somewhat more of the weight and take longer.
     max_bucket : int, optional
         The most keys a query sees in one table; with `n_bits` given the default is no limit. A larger
         bucket is cut: not causal, into equal pieces along one more random projection, of which a query
@@ -49,13 +50,19 @@ class RandomHyperplanes:
         require_count("n_tables", self.n_tables, at_least=1)
         require_count("max_bucket", self.max_bucket, at_least=1)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the largest bucket is left to the budget."""
+        return self.n_bits is None and self.max_bucket is None
+
     def planned(self, pairs: int, n_keys: int) -> RandomHyperplanes:
         """The same part with K, T and the largest bucket chosen for `pairs` exact keys a query."""
         n_tables = self.n_tables or 1
         if self.n_bits is not None:
             return replace(self, n_tables=n_tables)
         max_bucket = self.max_bucket or max(1, pairs // n_tables)
-        n_bits = round(math.log2(max(1.0, n_keys / max_bucket)))
+        # Measured on MiniLM-L6: buckets of about twice the limit, cut, find more than deeper codes do.
+        n_bits = 0 if max_bucket >= n_keys else max(1, round(math.log2(n_keys / max_bucket)) - 1)
         return replace(self, n_bits=min(n_bits, MAX_BITS), n_tables=n_tables, max_bucket=max_bucket)
 
     def draw(self, draws: Draws, dim: int) -> Any:

@@ -1,0 +1,8 @@
+"""``python -m scatterbrain_core.cli``."""
+
+import sys
+
+from scatterbrain_core.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""``scatterbrain compare``: error, time and memory of the methods on arrays in files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import scatterbrain_core as sb
+from scatterbrain_core.cli.attend import input_files, read_operands, read_options
+from scatterbrain_core.cli.console import duration, plural, say, share, size, table
+from scatterbrain_core.cli.errors import library_errors
+from scatterbrain_core.cli.files import check_outputs
+from scatterbrain_core.cli.measure import EXACT, Row, approximations, check_methods, peak_memory
+from scatterbrain_core.cli.plot import Panel, plot_path, write_plot
+from scatterbrain_core.cli.reading import reading
+from scatterbrain_core.cli.sweep import BUDGETS, Problem, sweep
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+HEADER = ("method", "budget", "used", "error", "time", "peak memory")
+PANELS = (
+    Panel(
+        "error of the output, ‖Ô - O‖ / ‖O‖", lambda row: row.errors, lambda row: row.error, show_exact=False
+    ),
+    Panel("time (s)", lambda row: (row.seconds,), lambda row: row.seconds),
+    Panel("peak memory (MB)", lambda row: (row.megabytes,), lambda row: row.megabytes),
+)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure every method at every budget, print the table and write the plot."""
+    methods = arguments.methods or approximations()
+    check_methods(methods)
+    picture = plot_path(arguments.output, "scatterbrain-compare.png")
+    check_outputs({"--output": picture}, input_files(arguments))
+    operands, options = read_operands(arguments), read_options(arguments)
+    with library_errors(input_files(arguments)):
+        # The reference is cast to float64, so that the library must see the dtypes as they are first.
+        sb.attention(*(np.ones((1, 1), x.dtype) for x in operands), method=EXACT)
+        exactly = sb.attention(*(x.astype(np.float64) for x in operands), method=EXACT, **options)
+        problem = Problem([operands], [exactly], options)
+        rows = _rows(arguments, methods, problem)
+    _print(rows, arguments.seeds)
+    if picture is not None and len(rows) > 1:
+        write_plot(picture, rows, PANELS, f"query {operands[0].shape}, key {operands[1].shape}")
+        say(f"plot: {picture}")
+    return 0
+
+
+def _rows(arguments: argparse.Namespace, methods: Sequence[str], problem: Problem) -> list[Row]:
+    seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+
+    def with_memory(row: Row) -> Row:
+        return replace(row, memory=peak_memory(lambda: problem.attend(row.method, row.budget, seeds[0])))
+
+    return sweep(problem, methods, arguments.budgets or BUDGETS, seeds, with_memory)
+
+
+def _print(rows: Sequence[Row], seeds: int) -> None:
+    cells = [
+        (
+            row.method,
+            "-" if row.budget is None else share(row.budget),
+            f"{row.fraction:.3f}",
+            f"{row.error:.2g}",
+            duration(row.seconds),
+            size(row.memory or 0),
+        )
+        for row in rows
+    ]
+    for line in (*table(HEADER, cells), "", *reading(rows)):
+        say(line)
+    say(
+        f"Error: against exact attention in float64, median of {plural(seeds, 'seed')}; time: of the fastest."
+    )
+    say("Peak memory: of NumPy's and Python's allocations beyond the inputs, in a separate run.")
