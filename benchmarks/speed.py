@@ -10,7 +10,7 @@ import numpy as np
 
 import scatterbrain_core as sb
 
-FIXED = sb.Scatterbrain(sb.PositiveFeatures(64), sb.RandomHyperplanes(n_bits=6, max_bucket=128))
+FIXED = sb.Scatterbrain(sb.PositiveFeatures(64), sb.RandomHyperplanes(max_bucket=128))
 METHODS = {
     "performer, budget 1/8": {"method": "performer"},
     "lsh, budget 1/8": {"method": "lsh"},

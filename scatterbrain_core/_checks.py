@@ -7,6 +7,12 @@ from numbers import Real
 from typing import Any
 
 
+def type_name(value: Any) -> str:
+    """Name of the type of `value`, with its module where it is not a built-in."""
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def require_count(name: str, value: Any, at_least: int, at_most: int | None = None) -> None:
     """Raise unless `value` is None or an int in the stated range."""
     if value is None:
@@ -17,7 +23,7 @@ def require_count(name: str, value: Any, at_least: int, at_most: int | None = No
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
-        raise TypeError(f"{name} must be {expected} or None, got {type(value).__qualname__}")
+        raise TypeError(f"{name} must be {expected} or None, got {type_name(value)}")
     if number < at_least or (at_most is not None and number > at_most):
         raise ValueError(f"{name} must be {expected}, got {number}")
 
@@ -25,13 +31,13 @@ def require_count(name: str, value: Any, at_least: int, at_most: int | None = No
 def require_bool(name: str, value: Any) -> None:
     """Raise unless `value` is a bool."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {type(value).__qualname__}")
+        raise TypeError(f"{name} must be True or False, got {type_name(value)}")
 
 
 def require_real(name: str, value: Any, expected: str) -> float:
     """`value` as a float, inf where it is too large for one; raise unless it is a real number."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be {expected}, got {type(value).__qualname__}")
+        raise TypeError(f"{name} must be {expected}, got {type_name(value)}")
     try:
         return float(value)
     except OverflowError:

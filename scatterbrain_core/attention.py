@@ -70,7 +70,7 @@ class Estimate:
     stderr : array, shape (..., Lq, Dv), or None
         Estimated standard error of `output`, given the support, from the spread of up to 16 groups of
         features; to first order, so too small where a few features outweigh all others. NaN with a
-        single feature; None without random features.
+        single feature; None without random features, as where the budget is all keys.
     cost : Cost
         What was really used.
     method : str
@@ -117,8 +117,8 @@ def attention(
         that say their own size take no notice of it.
     attn_mask : array of bool, optional
         True where a query may attend; broadcastable to (..., Lq, Lk). A mask of shape (..., 1, Lk) (key
-        padding) or (..., Lq, 1) costs nothing that grows with Lq·Lk, any other O(Lq·Lk) time. What stands
-        in a key or value that padding hides changes nothing.
+        padding) or (..., Lq, 1) costs nothing that grows with Lq·Lk, any other O(Lq·Lk) time. What a mask
+        hides from a query does not change its output.
     is_causal : bool
         Query i sees the keys j <= i; not together with `attn_mask`.
     scale : float, optional
@@ -130,7 +130,8 @@ def attention(
         Of all draws, which are made on the host: the same on every library and device, and the same for
         every head.
     check_finite : bool
-        Raise on NaN and inf in what is not padding. It costs one pass over the data.
+        Raise on NaN and inf in what is not padding, and on entries so large that products or sums would
+        overflow. It costs one pass over the data. Without it, what is not finite spreads as NaN.
 
     Returns
     -------

@@ -12,6 +12,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
+from scatterbrain_core._checks import type_name
 from scatterbrain_core._typing import Array, Namespace
 
 ENTRY_POINT_GROUP = "scatterbrain.backends"
@@ -96,11 +97,12 @@ def backend_of(**arrays: Any) -> Backend:
 
 def _require_array(name: str, x: Any) -> None:
     try:
-        is_array = not type(x).__module__.startswith("numpy.ma") and bool(array_namespace(x))
+        # Subclasses that change what operators mean.
+        is_array = type(x).__name__ not in ("MaskedArray", "matrix") and bool(array_namespace(x))
     except TypeError:
         is_array = False
     if not is_array:
         raise TypeError(
             f"{name} must be an array of a library with the array API (NumPy, CuPy, Torch, JAX, ...), "
-            f"got {type(x).__module__}.{type(x).__qualname__}"
+            f"got {type_name(x)}"
         )

@@ -14,7 +14,7 @@ from scatterbrain_core.low_rank.positive_features import log_kernel
 from scatterbrain_core.normalization import Partial, softmax_partial
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.rows import Rows, exact_logits
-from scatterbrain_core.tiles import Table, integers
+from scatterbrain_core.tiles import Table, integers, piece_size
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ def map_blocks(
         for row in range(0, problem.n_queries, n_rows):
             rows = slice(row, min(row + n_rows, problem.n_queries))
             visible = _visible(problem, heads, rows)
-            support = visible & _support(problem, tables, heads, rows)
+            support = visible
+            if tables is not None:
+                support = _support(problem, tables, heads, rows, visible)
             by_rows.append(function(Block(heads, rows, visible, support)))
         by_heads.append([xp.concat(column, axis=1) for column in zip(*by_rows, strict=True)])
     return [xp.concat(column, axis=0) for column in zip(*by_heads, strict=True)]
@@ -107,16 +109,47 @@ def _visible(problem: Problem, heads: slice, rows: slice) -> Array:
     return xp.broadcast_to(visible, (n_heads, *visible.shape[1:]))
 
 
-def _support(problem: Problem, tables: Sequence[Table] | None, heads: slice, rows: slice) -> Array:
-    xp = problem.xp
-    shape = (heads.stop - heads.start, rows.stop - rows.start, problem.n_keys)
-    if tables is None:
-        return xp.broadcast_to(integers(xp, 1, problem.query)[:, None, None] == 0, shape)
-    support = xp.broadcast_to(integers(xp, 1, problem.query)[:, None, None] < 0, shape)
+def _support(problem: Problem, tables: Sequence[Table], heads: slice, rows: slice, visible: Array) -> Array:
+    """Visible pairs that some table holds."""
+    support = visible & ~visible
     for table in tables:
-        slot = xp.reshape(table.slot, (problem.n_heads, problem.n_keys))[heads, :]
-        lo, hi = (
-            xp.reshape(x, (problem.n_heads, problem.n_queries))[heads, rows] for x in (table.lo, table.hi)
-        )
-        support = support | ((slot[:, None, :] >= lo[:, :, None]) & (slot[:, None, :] < hi[:, :, None]))
+        slot, *per_query = _of_block(problem, table, heads, rows)
+        if problem.dense_mask is None or table.limit is None:
+            lo, hi = per_query[:2]
+            held = (slot >= lo) & (slot < hi)
+        else:
+            held = _limited_to_visible(problem, table.limit, slot, per_query, visible)
+        support = support | (held & visible)
     return support
+
+
+def _of_block(problem: Problem, table: Table, heads: slice, rows: slice) -> list[Array]:
+    """Slots of the keys, shape (h, 1, Lk), and lo, hi, start, stop, rank of the queries, shape (h, r, 1)."""
+    xp = problem.xp
+    slot = xp.reshape(table.slot, (problem.n_heads, problem.n_keys))[heads, :][:, None, :]
+    joint = table.sorted
+    by_query = (table.lo, table.hi, joint.start, joint.stop, joint.rank)
+    shape = (problem.n_heads, problem.n_queries)
+    return [slot, *(xp.reshape(x, shape)[heads, rows][:, :, None] for x in by_query)]
+
+
+def _limited_to_visible(
+    problem: Problem, limit: int, slot: Array, per_query: list[Array], visible: Array
+) -> Array:
+    """The piece of its bucket that each query falls into, cut from the keys that it may see alone.
+
+    Cut from all keys, as without a mask, a piece would depend on keys that the mask hides.
+    """
+    xp = problem.xp
+    _, _, start, stop, rank = per_query
+    in_bucket = visible & (slot >= start) & (slot < stop)
+    count = xp.sum(xp.astype(in_bucket, start.dtype), axis=-1)[:, :, None]
+    before = xp.sum(xp.astype(in_bucket & (slot < start + rank), start.dtype), axis=-1)[:, :, None]
+    size = piece_size(xp, count, limit)
+    piece = xp.maximum(xp.minimum(before, count - 1), 0) // size
+    # Places of the bucket's visible keys: counted in the order of slots, then brought back to that of keys.
+    place = slot - xp.min(slot, axis=-1)[:, :, None]
+    place = xp.broadcast_to(place, in_bucket.shape)
+    in_order = xp.take_along_axis(in_bucket, xp.argsort(place, axis=-1), axis=-1)
+    nth = xp.cumulative_sum(xp.astype(in_order, start.dtype), axis=-1) - 1
+    return in_bucket & (xp.take_along_axis(nth, place, axis=-1) // size == piece)

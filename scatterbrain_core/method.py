@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
+from scatterbrain_core._checks import type_name
 from scatterbrain_core.low_rank import PositiveFeatures
 from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
 
@@ -44,12 +45,10 @@ class Scatterbrain:
 
     def __post_init__(self) -> None:
         if not isinstance(self.low_rank, PositiveFeatures | None):
-            raise TypeError(
-                f"low_rank must be PositiveFeatures or None, got {type(self.low_rank).__qualname__}"
-            )
+            raise TypeError(f"low_rank must be PositiveFeatures or None, got {type_name(self.low_rank)}")
         if not isinstance(self.sparse, RandomHyperplanes | AllPairs | None):
             raise TypeError(
-                f"sparse must be RandomHyperplanes, AllPairs or None, got {type(self.sparse).__qualname__}"
+                f"sparse must be RandomHyperplanes, AllPairs or None, got {type_name(self.sparse)}"
             )
         if self.low_rank is None and self.sparse is None:
             raise ValueError("low_rank and sparse must not both be None")
@@ -110,7 +109,7 @@ def resolve_method(method: Any) -> tuple[str, Scatterbrain]:
     if isinstance(method, Scatterbrain):
         return repr(method), method
     if not isinstance(method, str):
-        raise TypeError(f"method must be a name or a Scatterbrain, got {type(method).__qualname__}")
+        raise TypeError(f"method must be a name or a Scatterbrain, got {type_name(method)}")
     name = AUTO if method == "auto" else method
     if name not in _PRESETS:
         known = sorted(methods())

@@ -38,7 +38,7 @@ def plan(method: Scatterbrain, budget: Any, n_keys: int) -> Scatterbrain:
     Raises
     ------
     ValueError
-        The budget is not in (0, 1], or features that the caller fixed leave nothing of it for pairs.
+        The budget is not in (0, 1], or what the caller fixed leaves no pair for each table.
     """
     entries = max(1, math.floor(check_budget(budget) * n_keys))
     low_rank, sparse = method.low_rank, method.sparse
@@ -46,16 +46,15 @@ def plan(method: Scatterbrain, budget: Any, n_keys: int) -> Scatterbrain:
         return Scatterbrain(None if low_rank is None else low_rank.planned(entries), sparse)
     if sparse == RandomHyperplanes() and low_rank in (None, PositiveFeatures()) and entries >= n_keys:
         return Scatterbrain(sparse=AllPairs())
-    if low_rank is None:
-        return Scatterbrain(sparse=sparse.planned(entries, n_keys))
-    if low_rank == PositiveFeatures() and sparse.is_open and entries == 1:
+    if low_rank == PositiveFeatures() and sparse == RandomHyperplanes() and entries == 1:
         return Scatterbrain(low_rank=low_rank.planned(1))
-    low_rank = low_rank.planned(max(1, round(LOW_RANK_SHARE * entries)))
-    pairs = entries - (low_rank.n_features or 0)
-    if sparse.is_open and pairs < 1 and n_keys > 0:
+    if low_rank is not None:
+        low_rank = low_rank.planned(max(1, round(LOW_RANK_SHARE * entries)))
+    pairs = entries - (0 if low_rank is None else low_rank.n_features or 0)
+    if sparse.is_open and pairs < (sparse.n_tables or 1) and n_keys > 0:
         raise ValueError(
-            f"budget must leave exact pairs beside n_features={low_rank.n_features}, got {budget}: "
-            f"{entries} of {n_keys} keys; raise it, lower n_features, or say max_bucket or n_bits"
+            f"budget must leave each table an exact pair beside the features, got {budget}: {entries} of "
+            f"{n_keys} keys for {low_rank} and {sparse}; raise it, or say max_bucket or n_bits"
         )
     return Scatterbrain(low_rank, sparse.planned(max(1, pairs), n_keys))
 

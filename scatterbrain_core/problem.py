@@ -33,7 +33,7 @@ class Problem:
     key_mask : array of bool, shape (H, Lk), or None
         False hides a key from every query.
     row_mask : array of bool, shape (H, Lq), or None
-        False hides every key from a query.
+        False hides every key from a query, which is zero then.
     dense_mask : array of bool, shape (n_masks, Lq, Lk), or None
         A mask that is neither.
     mask_of_head : list of int
@@ -131,6 +131,7 @@ def make_problem(
     problem = _flatten(backend, query, key, value, attn_mask, is_causal)
     if check_finite:
         _check_finite(problem)
+        _check_range(problem, factor)
     return _scaled(problem, factor)
 
 
@@ -195,7 +196,7 @@ def _check_scale(scale: Any, dim: int) -> float:
 
 def _check_mask(xp: Namespace, mask: Any, full: tuple[int, ...], is_causal: bool) -> None:
     if is_causal:
-        raise ValueError("attn_mask must be None where is_causal=True, got both; put the causal part into it")
+        raise ValueError("attn_mask must be None where is_causal=True, got both")
     if mask.dtype != xp.bool:
         raise TypeError(f"attn_mask must have dtype bool (True = may attend), got {mask.dtype}")
     padded = (1,) * (len(full) - mask.ndim) + tuple(mask.shape)
@@ -209,30 +210,44 @@ def _repeat_heads(xp: Namespace, query: Any, x: Any) -> Any:
 
 def _flatten(backend: Backend, query: Any, key: Any, value: Any, attn_mask: Any, is_causal: bool) -> Problem:
     xp, lead = backend.xp, tuple(query.shape[:-2])
-    n_heads = math.prod(lead)
-    query, key, value = (xp.reshape(x, (n_heads, *x.shape[-2:])) for x in (query, key, value))
-    key_mask = row_mask = dense_mask = None
-    mask_of_head: list[int] = []
-    if attn_mask is not None:
-        mask = xp.reshape(attn_mask, (1,) * (len(lead) + 2 - attn_mask.ndim) + tuple(attn_mask.shape))
-        rows, columns = mask.shape[-2:]
-        if rows == 1:
-            key_mask = _by_head(xp, mask[..., 0, :], lead, key.shape[1])
-        elif columns == 1:
-            row_mask = _by_head(xp, mask[..., 0], lead, query.shape[1])
-        else:
-            dense_mask = xp.reshape(mask, (-1, rows, columns))
-            numbers = xp.reshape(xp.arange(dense_mask.shape[0]), mask.shape[:-2])
-            numbers = xp.reshape(xp.broadcast_to(numbers, lead), (-1,))
-            mask_of_head = [int(numbers[head]) for head in range(n_heads)]
-    if key_mask is not None:
-        # Zeroed, whatever stands in padding changes nothing: not the output, not a bucket, not a gradient.
-        key, value = (xp.where(key_mask[:, :, None], x, 0.0) for x in (key, value))
-    return Problem(backend, lead, query, key, value, key_mask, row_mask, dense_mask, mask_of_head, is_causal)
+    query, key, value = (xp.reshape(x, (math.prod(lead), *x.shape[-2:])) for x in (query, key, value))
+    problem = Problem(backend, lead, query, key, value, None, None, None, [], is_causal)
+    if attn_mask is None:
+        return problem
+    shape = (1,) * (len(lead) + 2 - attn_mask.ndim) + tuple(attn_mask.shape)
+    problem = _with_mask(problem, xp.reshape(attn_mask, shape))
+    # Zeroed, what stands where a mask hides it changes nothing: not the output, not a bucket, not a gradient.
+    if problem.key_mask is not None:
+        hidden = ~problem.key_mask[:, :, None]
+        key, value = (xp.where(hidden, 0.0, x) for x in (key, value))
+    if problem.row_mask is not None:
+        query = xp.where(problem.row_mask[:, :, None], query, 0.0)
+    return replace(problem, query=query, key=key, value=value)
+
+
+def _with_mask(problem: Problem, mask: Any) -> Problem:
+    """The problem with its mask, of all axes, split by what it hides."""
+    xp, lead = problem.xp, problem.lead
+    rows, columns = mask.shape[-2:]
+    if rows == 1:
+        return replace(problem, key_mask=_by_head(xp, mask[..., 0, :], lead, problem.n_keys))
+    if columns == 1:
+        return replace(problem, row_mask=_by_head(xp, mask[..., 0], lead, problem.n_queries))
+    n_masks = math.prod(mask.shape[:-2])
+    numbers = xp.reshape(xp.arange(n_masks), mask.shape[:-2])
+    numbers = xp.reshape(xp.broadcast_to(numbers, lead), (-1,))
+    return replace(
+        problem,
+        # A key that no query may see is padding, however the mask is written; so is a query without keys.
+        key_mask=_by_head(xp, xp.any(mask, axis=-2), lead, problem.n_keys),
+        row_mask=_by_head(xp, xp.any(mask, axis=-1), lead, problem.n_queries),
+        dense_mask=xp.reshape(mask, (n_masks, rows, columns)),
+        mask_of_head=[int(numbers[head]) for head in range(problem.n_heads)],
+    )
 
 
 def _by_head(xp: Namespace, mask: Any, lead: tuple[int, ...], length: int) -> Array:
-    return xp.reshape(xp.broadcast_to(mask, (*lead, length)), (-1, length))
+    return xp.reshape(xp.broadcast_to(mask, (*lead, length)), (math.prod(lead), length))
 
 
 def _check_finite(problem: Problem) -> None:
@@ -242,6 +257,29 @@ def _check_finite(problem: Problem) -> None:
             raise ValueError(
                 f"{name} must be finite, got NaN or inf; check_finite=False switches this check off"
             )
+
+
+def _check_range(problem: Problem, scale: float) -> None:
+    """Raise where a logit, a squared norm that the features need, or a sum of values could overflow."""
+    if problem.is_empty:
+        return
+    dtype, root = problem.query.dtype, math.sqrt(abs(scale))
+    largest = float(problem.xp.finfo(dtype).max)
+    query, key, value = (_top(problem, x) for x in (problem.query, problem.key, problem.value))
+    if max(query, key) * root >= math.sqrt(largest / (4 * problem.query.shape[-1])):
+        raise ValueError(
+            f"query, key and scale must keep products of entries within {dtype}, got entries up to "
+            f"{query:.3g} and {key:.3g} with scale {scale:.3g}"
+        )
+    if value >= largest / (2 * problem.n_keys):
+        raise ValueError(f"value must keep sums of its entries within {dtype}, got entries up to {value:.3g}")
+
+
+def _top(problem: Problem, x: Array) -> float:
+    """Largest absolute entry; 0 without any."""
+    if 0 in x.shape:
+        return 0.0
+    return float(problem.xp.max(problem.xp.abs(problem.backend.stop_gradient(x))))
 
 
 def _scaled(problem: Problem, scale: float) -> Problem:

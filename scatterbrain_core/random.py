@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from scatterbrain_core._checks import type_name
 from scatterbrain_core._typing import Array, Namespace, Seed
 
 
@@ -48,7 +49,7 @@ def _generator(seed: Seed) -> np.random.Generator:
     except TypeError:
         number = None
     if number is None or isinstance(seed, bool):
-        raise TypeError(f"seed must be an int or a numpy.random.Generator, got {type(seed).__qualname__}")
+        raise TypeError(f"seed must be an int or a numpy.random.Generator, got {type_name(seed)}")
     if number < 0:
         raise ValueError(f"seed must not be negative, got {number}")
     return np.random.default_rng(number)

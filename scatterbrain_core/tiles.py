@@ -60,6 +60,8 @@ class Table:
         Bucket of each row. Where no key is hidden, head * 2**depth + the bucket's number in its head.
     depth : int
         The buckets of a head are the leaves of a binary tree of this depth.
+    limit : int or None
+        The most keys of a bucket that a query sees.
     """
 
     sorted: Sorted
@@ -70,6 +72,7 @@ class Table:
     key_bucket: Array
     query_bucket: Array
     depth: int
+    limit: int | None
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,12 @@ def integers(xp: Namespace, n: int, like: Array) -> Array:
 def positions(xp: Namespace, n_heads: int, length: int, like: Array) -> Array:
     """Position of every row in its head's sequence, shape (n_heads * length,)."""
     return xp.tile(integers(xp, length, like), (n_heads,))
+
+
+def piece_size(xp: Namespace, count: Array, limit: int) -> Array:
+    """Size of the nearly equal pieces, of at most `limit`, into which `count` keys are cut; at least 1."""
+    n_pieces = xp.maximum((count + limit - 1) // limit, 1)
+    return xp.maximum((count + n_pieces - 1) // n_pieces, 1)
 
 
 def zeros(xp: Namespace, shape: tuple[int, ...], like: Array) -> Array:

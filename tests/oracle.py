@@ -70,19 +70,17 @@ def _support(query, key, visible, sparse, is_causal, seed):
         return support
     tables = sparse.n_tables or 1
     draws = Draws(seed).hashes(tables, sparse.n_bits + 1, query.shape[-1])
-    hidden = ~visible.any(axis=0) & (not is_causal)
     for projections in draws:
         q_signs, k_signs = (x @ projections[:-1].T >= 0 for x in (query, key))
         for i in range(len(query)):
-            bucket = [j for j in range(len(key)) if (q_signs[i] == k_signs[j]).all() and not hidden[j]]
+            bucket = [j for j in range(len(key)) if (q_signs[i] == k_signs[j]).all() and visible[i, j]]
             support[i, _seen(i, bucket, query, key, projections[-1], sparse.max_bucket, is_causal)] = True
     return support
 
 
 def _seen(i, bucket, query, key, direction, limit, is_causal):
     if is_causal:
-        past = [j for j in bucket if j <= i]
-        return past if limit is None else past[-limit:]
+        return bucket if limit is None else bucket[-limit:]
     if limit is None or not bucket:
         return bucket
     bucket = sorted(bucket, key=lambda j: key[j] @ direction)

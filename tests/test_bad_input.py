@@ -78,7 +78,15 @@ VALUES = {
     "scale huge": ({"scale": 10**400}, r"scale must be finite, got inf"),
     "features beyond the budget": (
         {"method": sb.Scatterbrain(sb.PositiveFeatures(64), sb.RandomHyperplanes()), "budget": 0.9},
-        r"budget must leave exact pairs beside n_features=64, got 0.9: 6 of 7 keys",
+        r"budget must leave each table an exact pair beside the features, got 0.9: 6 of 7 keys for .*=64",
+    ),
+    "tables beyond the budget": (
+        {"method": sb.Scatterbrain(None, sb.RandomHyperplanes(n_tables=7)), "budget": 0.9},
+        r"budget must leave each table an exact pair .*, got 0.9: 6 of 7 keys for None and .*n_tables=7",
+    ),
+    "values that overflow": (
+        {"value": np.full((2, 7, 3), 1e308)},
+        r"value must keep sums of its entries within float64, got entries up to 1e\+308",
     ),
     "budget NaN": ({"budget": float("nan")}, r"budget must be in \(0, 1\], got nan"),
     "scale NaN": ({"scale": float("nan")}, r"scale must be finite, got nan"),
@@ -93,9 +101,9 @@ VALUES = {
 }
 
 TYPES = {
-    "list": ({"query": [[1.0]]}, r"query must be an array of a library .*, got builtins.list"),
-    "None": ({"value": None}, r"value must be an array of a library .*, got builtins.NoneType"),
-    "mask a list": ({"attn_mask": [True]}, r"attn_mask must be an array of a library .*, got builtins.list"),
+    "list": ({"query": [[1.0]]}, r"query must be an array of a library .*, got list"),
+    "None": ({"value": None}, r"value must be an array of a library .*, got NoneType"),
+    "mask a list": ({"attn_mask": [True]}, r"attn_mask must be an array of a library .*, got list"),
     "integers": (
         {"query": np.zeros((2, 6, 4), dtype=int)},
         r"query must have dtype float32 or float64, got int64",
@@ -117,6 +125,7 @@ TYPES = {
         {"query": np.ma.zeros((2, 6, 4))},
         r"query must be an array of a library .*, got numpy.ma.*MaskedArray",
     ),
+    "is_causal of NumPy": ({"is_causal": np.bool_(True)}, r"is_causal must be True or False, got numpy.bool"),
     "scale a numeric string": ({"scale": "1"}, r"scale must be a real number or None, got str"),
     "budget a bool": ({"budget": True}, r"budget must be a real number in \(0, 1\], got bool"),
     "budget None": ({"budget": None}, r"budget must be a real number in \(0, 1\], got NoneType"),
@@ -177,6 +186,31 @@ def test_what_is_not_finite_is_refused(library, dtype, name, bad):
         out = library.to_numpy(sb.attention(**call, check_finite=False, method="exact"))
     assert out.shape == (2, 6, 3)
     assert np.isfinite(out[0]).all()  # the other head
+
+
+@pytest.mark.parametrize("method", ["exact", "performer", "lsh", "scatterbrain"])
+def test_what_is_not_finite_never_becomes_zeros(library, dtype, method):
+    q, k, v = (x.astype(dtype) for x in arrays().values())
+    q[1, 2, 1] = np.nan
+    with np.errstate(all="ignore"):
+        out = sb.attention(*library.arrays(q, k, v), method=method, check_finite=False, budget=0.5)
+    assert np.isnan(library.to_numpy(out)[1, 2]).all()
+
+
+@pytest.mark.parametrize("changes", [{"factor": 1e30}, {"factor": 1.0, "scale": 1e300}, {"factor": 1e18}])
+def test_products_that_would_overflow_are_refused(library, changes):
+    q, k, v = (x.astype(np.float32) for x in arrays().values())
+    call = library.arrays(q * np.float32(changes["factor"]), k, v)
+    with pytest.raises(
+        ValueError, match=r"keep products of entries within .*float32, got entries up to .* with scale"
+    ):
+        sb.attention(*call, scale=changes.get("scale", 4.0), method="exact")
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_a_matrix_is_no_array():
+    with pytest.raises(TypeError, match=r"query must be an array of a library .*, got numpy.*matrix"):
+        sb.attention(**arrays(query=np.asmatrix(np.zeros((6, 4)))))
 
 
 def test_arrays_of_two_libraries_are_refused():

@@ -149,10 +149,13 @@ def test_the_scale_is_that_of_the_logits(library, dtype, rng):
         assert np.abs(library.to_numpy(got.lse) - lse).max() <= tolerance(dtype, q, k, scale)
 
 
-def test_many_heads_in_groups_are_the_same(library, rng, monkeypatch, is_causal):
+@pytest.mark.parametrize("masked", ["no", "causal", "padding", "dense"])
+def test_many_heads_in_groups_are_the_same(library, rng, monkeypatch, masked):
     """Heads are run a few at a time, tiles a few at a time: neither may change a result."""
     q, k, v = draw_problem(rng, 50, 60, lead=(7,))
-    mask = None if is_causal else rng.random((7, 1, 60)) < 0.7
+    shape = {"padding": (7, 1, 60), "dense": (7, 50, 60)}.get(masked)
+    mask = None if shape is None else rng.random(shape) < 0.7
+    is_causal = masked == "causal"
     arrays = library.arrays(q, k, v)
     masks = None if mask is None else library.asarray(mask)
     whole = sb.estimate(*arrays, is_causal=is_causal, attn_mask=masks)

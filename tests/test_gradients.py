@@ -92,6 +92,20 @@ def test_padding_has_no_gradient_and_gives_none(rng, name):
     assert v.grad[:, :21].any()
 
 
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("columns", [1, 30])
+def test_hidden_queries_have_no_gradient_and_give_none(rng, name, columns):
+    q, k, v = tensors(rng, 20, 30)
+    mask = torch.ones((20, columns), dtype=torch.bool)
+    mask[13:] = False
+    with torch.no_grad():
+        q[:, 13:] = np.nan
+    sb.attention(q, k, v, method=METHODS[name], attn_mask=mask).sum().backward()
+    for x in (q, k, v):
+        assert torch.isfinite(x.grad).all()
+    assert not q.grad[:, 13:].any()
+
+
 def test_what_needs_no_gradient_gets_none(rng):
     q, k, v = (x.detach() for x in tensors(rng, 20, 30))
     assert not sb.attention(q, k, v).requires_grad

@@ -24,6 +24,9 @@ SHAPES = {
 def test_masks_of_any_shape_are_obeyed(library, dtype, rng, name, shape):
     q, k, v = draw_problem(rng, 37, 41, lead=(2, 3), dtype=dtype)
     mask = rng.random(shape) < 0.6
+    if shape[-2:] == (37, 41):
+        mask[..., 30:35] = False  # keys hidden from all
+        mask[..., 11, :] = False  # a query that sees none
     est = sb.estimate(*library.arrays(q, k, v), method=METHODS[name], attn_mask=library.asarray(mask))
     output, lse = oracle(q, k, v, METHODS[name], mask=mask)
     assert relative_error(library.to_numpy(est.output), output) <= tolerance(dtype, q, k)
@@ -75,6 +78,59 @@ def test_a_mask_of_true_is_no_mask(library, dtype, rng):
             mask = library.asarray(np.ones(shape, dtype=bool))
             masked = library.to_numpy(sb.attention(*library.arrays(q, k, v), method=parts, attn_mask=mask))
             assert relative_error(masked, plain) <= 64 * eps(dtype)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_padding_is_padding_however_it_is_written(library, dtype, rng, name):
+    q, k, v = draw_problem(rng, 40, 50, dtype=dtype)
+    mask = np.arange(50) % 3 > 0
+    arguments = {"method": METHODS[name]}
+    padding = sb.estimate(*library.arrays(q, k, v), attn_mask=library.asarray(mask), **arguments)
+    k[:, ~mask] = np.nan
+    dense = library.asarray(np.broadcast_to(mask, (40, 50)).copy())
+    written_out = sb.estimate(*library.arrays(q, k, v), attn_mask=dense, **arguments)
+    error = relative_error(library.to_numpy(written_out.output), library.to_numpy(padding.output))
+    assert error <= tolerance(dtype, q, np.nan_to_num(k))
+    assert written_out.cost.pairs == pytest.approx(padding.cost.pairs)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_dense_mask_hides_does_not_change_a_row(library, dtype, rng, name):
+    """Causality by a mask: no row depends on keys, values or queries that the mask hides from it."""
+    q, k, v = draw_problem(rng, 60, 60, lead=(1,), dtype=dtype)
+    arguments = {"method": METHODS[name], "attn_mask": library.asarray(np.tri(60, dtype=bool))}
+    before = library.to_numpy(sb.attention(*library.arrays(q, k, v), **arguments))
+    changed = [
+        np.concatenate([x[:, :40], 5 * rng.standard_normal(x[:, 40:].shape)], axis=1) for x in (q, k, v)
+    ]
+    changed = [x.astype(dtype) for x in changed]
+    after = library.to_numpy(sb.attention(*library.arrays(*changed), **arguments))
+    assert relative_error(after[:, :40], before[:, :40]) <= tolerance(dtype, *changed[:2])
+    assert relative_error(after[:, 40:], before[:, 40:]) > 0.1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_hidden_keys_are_as_good_as_absent_at_large_norms(library, rng, name):
+    """A hidden key's features (of a zero vector: 1) would dwarf those of keys of norm 68."""
+    q, k, v = (x.astype(np.float32) for x in draw_problem(rng, 30, 50, dim=8))
+    q, k = 24 * q, 24 * k
+    mask = np.arange(50) < 45
+    hidden = sb.attention(*library.arrays(q, k, v), method=METHODS[name], attn_mask=library.asarray(mask))
+    absent = sb.attention(*library.arrays(q, k[:, :45], v[:, :45]), method=METHODS[name])
+    assert relative_error(library.to_numpy(hidden), library.to_numpy(absent)) <= tolerance("float32", q, k)
+    assert np.abs(library.to_numpy(hidden)).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("n_queries", "n_keys", "shape"),
+    [(4, 0, (2, 1, 0)), (4, 0, (4, 0)), (0, 6, (2, 0, 1)), (0, 6, (0, 6)), (0, 6, (1, 6)), (0, 0, (0, 0))],
+)
+def test_empty_arrays_may_have_a_mask(library, n_queries, n_keys, shape):
+    q, k, v = draw_problem(np.random.default_rng(0), n_queries, n_keys)
+    mask = library.asarray(np.ones(shape, dtype=bool))
+    out = sb.attention(*library.arrays(q, k, v), attn_mask=mask)
+    assert out.shape == (2, n_queries, 3)
+    assert not library.to_numpy(out).any()
 
 
 def test_the_masks_of_exact_are_torchs(rng):

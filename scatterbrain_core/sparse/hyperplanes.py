@@ -10,7 +10,7 @@ from scatterbrain_core._checks import require_count
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.random import Draws
-from scatterbrain_core.tiles import Sorted, Table, integers, invert, positions, sort_jointly
+from scatterbrain_core.tiles import Sorted, Table, integers, invert, piece_size, positions, sort_jointly
 
 MAX_BITS = 24
 
@@ -154,7 +154,7 @@ class RandomHyperplanes:
         slot = invert(xp, joint.key_order)
         interval = _latest if is_causal else _pieces
         lo, hi, run = interval(xp, joint, self.max_bucket)
-        return Table(joint, run, lo, hi, slot, key_bucket, query_bucket, self.n_bits or 0)
+        return Table(joint, run, lo, hi, slot, key_bucket, query_bucket, self.n_bits or 0, self.max_bucket)
 
 
 def _project(xp: Namespace, projections: Array, x: Array) -> Array:
@@ -171,18 +171,13 @@ def _pieces(xp: Namespace, joint: Sorted, limit: int | None) -> tuple[Array, Arr
     """Interval of each query row and run of each slot, with buckets cut into equal pieces."""
     if limit is None:
         return joint.start, joint.stop, joint.key_bucket
-    size = _piece_size(xp, joint.stop - joint.start, limit)
+    size = piece_size(xp, joint.stop - joint.start, limit)
     # A query behind the bucket's last key falls into the last piece.
     piece = xp.maximum(xp.minimum(joint.rank, joint.stop - joint.start - 1), 0) // size
     lo = xp.minimum(joint.start + piece * size, joint.stop)
     hi = xp.minimum(lo + size, joint.stop)
     bucket = joint.key_bucket
     start = xp.searchsorted(bucket, bucket, side="left")
-    sizes = _piece_size(xp, xp.searchsorted(bucket, bucket, side="right") - start, limit)
+    sizes = piece_size(xp, xp.searchsorted(bucket, bucket, side="right") - start, limit)
     rank = integers(xp, bucket.shape[0], bucket) - start
     return lo, hi, xp.cumulative_sum(xp.astype(rank % sizes == 0, rank.dtype))
-
-
-def _piece_size(xp: Namespace, count: Array, limit: int) -> Array:
-    n_pieces = xp.maximum((count + limit - 1) // limit, 1)
-    return xp.maximum((count + n_pieces - 1) // n_pieces, 1)
