@@ -13,16 +13,21 @@ def type_name(value: Any) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
+def as_index(value: Any) -> int | None:
+    """`value` as an int; None where it is no integer, as a bool is not."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
 def require_count(name: str, value: Any, at_least: int, at_most: int | None = None) -> None:
     """Raise unless `value` is None or an int in the stated range."""
     if value is None:
         return
     expected = f"an int of at least {at_least}" + ("" if at_most is None else f" and at most {at_most}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
+    number = as_index(value)
+    if number is None:
         raise TypeError(f"{name} must be {expected} or None, got {type_name(value)}")
     if number < at_least or (at_most is not None and number > at_most):
         raise ValueError(f"{name} must be {expected}, got {number}")

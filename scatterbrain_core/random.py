@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
 
-from scatterbrain_core._checks import type_name
+from scatterbrain_core._checks import as_index, type_name
 from scatterbrain_core._typing import Array, Namespace, Seed
 
 
@@ -44,11 +43,8 @@ class Draws:
 def _generator(seed: Seed) -> np.random.Generator:
     if isinstance(seed, np.random.Generator):
         return seed
-    try:
-        number = operator.index(seed)
-    except TypeError:
-        number = None
-    if number is None or isinstance(seed, bool):
+    number = as_index(seed)
+    if number is None:
         raise TypeError(f"seed must be an int or a numpy.random.Generator, got {type_name(seed)}")
     if number < 0:
         raise ValueError(f"seed must not be negative, got {number}")
