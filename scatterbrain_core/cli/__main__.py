@@ -2,7 +2,7 @@
 
 import sys
 
-from scatterbrain_core.cli.main import main
+from scatterbrain_core.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

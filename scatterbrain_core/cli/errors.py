@@ -8,6 +8,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+# What the library calls by the names of Python arguments, as whoever typed a command knows it.
+OPTION_OF = {
+    "; check_finite=False switches this check off": "",
+    "enable_gqa=True": "--gqa",
+    "enable_gqa": "--gqa",
+    "is_causal=True": "--causal",
+    "is_causal": "--causal",
+    "attn_mask": "--mask",
+}
+
 
 class UserError(Exception):
     """A mistake in what the user gave: printed in one line, exit code 2."""
@@ -29,17 +39,25 @@ def library_errors(files: Mapping[str, str]) -> Iterator[None]:
     Parameters
     ----------
     files : mapping of str to str
-        From the name of an argument of `scatterbrain_core.attention` to the file it was read from.
+        From query, key, value and --mask to the file each was read from.
     """
     try:
         yield
     except (TypeError, ValueError) as error:
-        where = ", ".join(f"{name} is {file}" for name, file in files.items() if name in str(error))
-        raise UserError(f"{error} ({where})" if where else str(error)) from error
+        told = in_options(str(error))
+        where = ", ".join(f"{name} is {file}" for name, file in files.items() if name in told)
+        raise UserError(f"{told} ({where})" if where else told) from error
     except MemoryError as error:
         raise UserError(f"not enough memory: {reason(error)}") from error
 
 
-def install(extra: str) -> str:
-    """Return the command that installs an optional extra."""
-    return f"python -m pip install 'scatterbrain-core[{extra}]'"
+def in_options(told: str) -> str:
+    """Return a message of the library with its arguments under the names of the options."""
+    for argument, option in OPTION_OF.items():
+        told = told.replace(argument, option)
+    return told
+
+
+def install(*packages: str) -> str:
+    """Return the command that installs packages."""
+    return f"python -m pip install {' '.join(packages)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from scatterbrain_core.cli.errors import UserError, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 MAGIC = b"\x93NUMPY"
 
@@ -89,19 +90,29 @@ def check_outputs(outputs: Mapping[str, str | None], inputs: Mapping[str, str | 
     inputs : mapping of str to str
         The files that are read, likewise.
     """
-    taken = {Path(path).resolve(): name for name, path in inputs.items() if path is not None}
+    taken = {_place(path, path): name for name, path in inputs.items() if path is not None}
     for name, path in outputs.items():
         if path is None:
             continue
-        target = Path(path).resolve()
+        target = _place(f"{name} {path}", path)
         if target in taken:
             raise UserError(f"{name} {path} must be a file of its own, got the one of {taken[target]}")
         taken[target] = name
         _check_writable(f"{name} {path}", target)
 
 
+def _place(label: str, path: str) -> Path:
+    """Return where `path` leads, as far as its links can be followed."""
+    try:
+        return Path(os.path.realpath(path))
+    except FileNotFoundError as error:
+        raise UserError(f"{label} cannot be found: the working folder no longer exists") from error
+
+
 def _check_writable(label: str, target: Path) -> None:
     try:
+        if target.is_symlink():
+            raise UserError(f"{label} cannot be written: its symbolic links go round in a circle")
         if target.is_dir():
             raise UserError(f"{label} must be a file, got a folder")
         if target.exists() and not target.is_file():
@@ -120,30 +131,43 @@ def _beside(target: Path) -> Path:
     return target.parent / f".scatterbrain-{secrets.token_hex(6)}.tmp"
 
 
-def write_whole(writers: Mapping[str, Callable[[IO[bytes]], object]]) -> None:
+def write_whole(
+    writers: Mapping[str, Callable[[IO[bytes]], object]], announce: Callable[[], None] = lambda: None
+) -> None:
     """Write all the files, or none: each beside its place first, then all moved there.
 
     Parameters
     ----------
     writers : mapping of str to callable
         From a path to what writes the content into a binary file.
+    announce : callable, optional
+        Called once all are written and before they are moved; where it raises, no file is left.
     """
     written: dict[Path, Path] = {}
     try:
-        for path, write in writers.items():
-            target = Path(path).resolve()
-            written[target] = _beside(target)
-            with written[target].open("xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-        for target, temporary in written.items():
-            temporary.replace(target)
-    except OSError as error:
-        raise UserError(f"{', '.join(writers)} cannot be written: {reason(error)}") from error
+        with _writing(writers):
+            for path, write in writers.items():
+                target = _place(path, path)
+                written[target] = _beside(target)
+                with written[target].open("xb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+        announce()
+        with _writing(writers):
+            for target, temporary in written.items():
+                temporary.replace(target)
     finally:
         for temporary in written.values():
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(paths: Iterable[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{', '.join(paths)} cannot be written: {reason(error)}") from error
 
 
 def array_writer(array: npt.ArrayLike) -> Callable[[IO[bytes]], None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 Attention: TypeAlias = Callable[[Array, Array, Array], Array]
 Embed: TypeAlias = Callable[[Attention], Array]
+
+MODEL_NEEDS = ("safetensors", "scipy", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ def find_material(text_file: str | None) -> Material:
 
         model = load()
     except Exception as error:  # whatever the reason, the demonstration goes on without the model
-        remedy = f", {install('demo')}" if isinstance(error, ImportError) else ""
-        why = f"{reason(error)}{remedy}"
+        missing = [name for name in MODEL_NEEDS if find_spec(name) is None]
+        why = f"{reason(error)}, {install(*missing)}" if missing else reason(error)
         if text is not None:
             raise UserError(f"--text {text_file} needs the MiniLM model: {why}") from error
         return from_sample(why)

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scatterbrain_core.cli.console import note, share
+from scatterbrain_core.cli.console import announce, note, say, share
 from scatterbrain_core.cli.errors import UserError, install
 from scatterbrain_core.cli.files import write_whole
 from scatterbrain_core.cli.measure import EXACT, Row
@@ -60,8 +60,8 @@ def plot_path(asked: str | None, default: str) -> str | None:
     """
     if find_spec("matplotlib") is None:
         if asked is not None:
-            raise UserError(f"--output needs matplotlib, which is not installed: {install('plot')}")
-        note(f"matplotlib is not installed, the plot is left out: {install('plot')}")
+            raise UserError(f"--output needs matplotlib, which is not installed: {install('matplotlib')}")
+        note(f"matplotlib is not installed, the plot is left out: {install('matplotlib')}")
         return None
     path = asked or default
     if Path(path).suffix.lower() not in FORMATS:
@@ -69,11 +69,18 @@ def plot_path(asked: str | None, default: str) -> str | None:
     return path
 
 
-def write_plot(path: str, rows: Sequence[Row], panels: Sequence[Panel], title: str) -> None:
-    """Draw the panels side by side and write them to `path`."""
+def write_plot(path: str | None, rows: Sequence[Row], panels: Sequence[Panel], title: str) -> None:
+    """Draw the panels side by side, write them to `path` and say so; None leaves the plot out."""
+    if path is None:
+        return
+    if len(rows) == 1:
+        say(f"plot: none ({path} is not written), as exact attention alone has no budget to plot against")
+        return
     figure = draw(rows, panels, title)
     form = Path(path).suffix.lower().removeprefix(".")
-    write_whole({path: lambda file: figure.savefig(file, format=form, dpi=150)})
+    write_whole(
+        {path: lambda file: figure.savefig(file, format=form, dpi=150)}, lambda: announce(f"plot: {path}")
+    )
 
 
 def draw(rows: Sequence[Row], panels: Sequence[Panel], title: str) -> Figure:
