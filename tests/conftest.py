@@ -8,9 +8,11 @@ import os
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(threads, "1")
 
+
 import hypothesis
 import numpy as np
 import pytest
+from commands import SHAPE
 from libraries import EVERYWHERE, Library, make_library
 
 hypothesis.settings.register_profile("default", derandomize=True, deadline=None, max_examples=60)
@@ -36,3 +38,13 @@ def is_causal(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20211029)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with q.npy, k.npy, v.npy and some files that are no such thing."""
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(7)
+    for name in "qkv":
+        np.save(f"{name}.npy", draw.standard_normal(SHAPE).astype(np.float32))
+    return tmp_path

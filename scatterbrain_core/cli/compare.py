@@ -9,7 +9,7 @@ import numpy as np
 
 import scatterbrain_core as sb
 from scatterbrain_core.cli.attend import input_files, read_operands, read_options
-from scatterbrain_core.cli.console import duration, plural, say, share, size, table
+from scatterbrain_core.cli.console import plural, say, size, table
 from scatterbrain_core.cli.errors import library_errors
 from scatterbrain_core.cli.files import check_outputs
 from scatterbrain_core.cli.measure import (
@@ -67,17 +67,7 @@ def _rows(arguments: argparse.Namespace, methods: Sequence[str], problem: Proble
 
 
 def _print(rows: Sequence[Row], seeds: int) -> None:
-    cells = [
-        (
-            row.method,
-            "-" if row.budget is None else share(row.budget),
-            f"{row.fraction:.3f}",
-            f"{row.error:.2g}",
-            duration(row.seconds),
-            size(row.memory or 0),
-        )
-        for row in rows
-    ]
+    cells = [(*row.cells, size(row.memory or 0)) for row in rows]
     for line in (*table(HEADER, cells), "", *reading(rows)):
         say(line)
     threads = ", on one thread" if can_hold_threads() else ""

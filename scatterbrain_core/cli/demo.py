@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import scatterbrain_core as sb
-from scatterbrain_core.cli.console import duration, plural, say, share, table
+from scatterbrain_core.cli.console import plural, say, table
 from scatterbrain_core.cli.errors import library_errors
 from scatterbrain_core.cli.files import check_outputs
 from scatterbrain_core.cli.material import Attention, Embed, Material, find_material
@@ -87,16 +87,7 @@ def _replaced(row: Row, seed: int) -> Attention:
 
 def _print(rows: Sequence[Row], material: Material, seeds: int) -> None:
     header = ["method", "budget", "used", "output error", "time"]
-    cells = [
-        [
-            row.method,
-            "-" if row.budget is None else share(row.budget),
-            f"{row.fraction:.3f}",
-            f"{row.error:.2g}",
-            duration(row.seconds),
-        ]
-        for row in rows
-    ]
+    cells = [row.cells for row in rows]
     if material.embed:
         header.insert(4, "embedding cosine")
         for cell, row in zip(cells, rows, strict=True):

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 import scatterbrain_core as sb
-from scatterbrain_core.cli.console import share
+from scatterbrain_core.cli.console import duration, share
 from scatterbrain_core.cli.errors import UserError, library_errors
 
 if TYPE_CHECKING:
@@ -70,6 +70,12 @@ class Row:
     def megabytes(self) -> float:
         """Peak memory in units of 10^6 bytes."""
         return (self.memory or 0) / 1e6
+
+    @property
+    def cells(self) -> list[str]:
+        """Method, budget, used, error and time, as a table shows them."""
+        budget = "-" if self.budget is None else share(self.budget)
+        return [self.method, budget, f"{self.fraction:.3f}", f"{self.error:.2g}", duration(self.seconds)]
 
     @property
     def name(self) -> str:
