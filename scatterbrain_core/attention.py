@@ -323,7 +323,7 @@ def _nothing(problem: Problem) -> tuple[Array, Array]:
 
 
 def _cost(parts: Scatterbrain, pairs: float, n_keys: int) -> Cost:
-    rank = 0 if parts.low_rank is None else parts.low_rank.n_features or 0
+    rank = parts.rank
     fraction = (pairs + rank) / max(n_keys, 1)
     if isinstance(parts.sparse, RandomHyperplanes):
         return Cost(pairs, rank, fraction, parts.sparse.n_bits, parts.sparse.n_tables)

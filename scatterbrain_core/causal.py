@@ -67,15 +67,10 @@ def causal_far_field_of_all(backend: Backend, rows: Rows) -> Partial:
     return _prefixes(backend, rows, key_head, query_head)
 
 
-def causal_far_field_of_one_table(backend: Backend, rows: Rows, table: Table, is_limited: bool) -> Partial:
-    """Low-rank partial result over the past, off the support of one table.
-
-    Parameters
-    ----------
-    is_limited : bool
-        Whether a query may see fewer keys than its bucket's past holds: the older ones are then summed.
-    """
-    parts = [prefix_partial(backend, rows, table.sorted, table.lo)] if is_limited else []
+def causal_far_field_of_one_table(backend: Backend, rows: Rows, table: Table) -> Partial:
+    """Low-rank partial result over the past, off the support of one table."""
+    # Where a query sees the latest keys of its bucket alone, the older ones are off the support too.
+    parts = [] if table.limit is None else [prefix_partial(backend, rows, table.sorted, table.lo)]
     for level in range(1, table.depth + 1):
         up = table.depth - level
         parts.append(_prefixes(backend, rows, table.key_bucket >> up, (table.query_bucket >> up) ^ 1))

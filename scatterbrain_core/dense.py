@@ -149,7 +149,8 @@ def _limited_to_visible(
     piece = xp.maximum(xp.minimum(before, count - 1), 0) // size
     # Places of the bucket's visible keys: counted in the order of slots, then brought back to that of keys.
     place = slot - xp.min(slot, axis=-1)[:, :, None]
+    order = xp.broadcast_to(xp.argsort(place, axis=-1), in_bucket.shape)
     place = xp.broadcast_to(place, in_bucket.shape)
-    in_order = xp.take_along_axis(in_bucket, xp.argsort(place, axis=-1), axis=-1)
+    in_order = xp.take_along_axis(in_bucket, order, axis=-1)
     nth = xp.cumulative_sum(xp.astype(in_order, start.dtype), axis=-1) - 1
     return in_bucket & (xp.take_along_axis(nth, place, axis=-1) // size == piece)

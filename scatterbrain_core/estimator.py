@@ -64,9 +64,9 @@ def draw(problem: Problem, method: Scatterbrain, seed: Seed) -> Projections:
 
 def feature_slices(method: Scatterbrain, n_groups: int) -> list[slice]:
     """The features in at most `n_groups` nearly equal groups; none without a low-rank part."""
-    if method.low_rank is None:
+    rank = method.rank
+    if rank == 0:
         return []
-    rank = method.low_rank.n_features or 0
     n_groups = min(n_groups, rank)
     edges = [rank * g // n_groups for g in range(n_groups + 1)]
     return [slice(first, last) for first, last in pairwise(edges)]
@@ -102,8 +102,8 @@ def solve(
 
 
 def _head_groups(problem: Problem, method: Scatterbrain) -> Iterator[Problem]:
-    rank = 1 if method.low_rank is None else method.low_rank.n_features or 1
-    n_buckets = 2 ** (getattr(method.sparse, "n_bits", None) or 0)
+    rank = max(1, method.rank)
+    n_buckets = method.sparse.n_buckets if isinstance(method.sparse, RandomHyperplanes) else 1
     columns = problem.value.shape[-1] + 1
     rows = problem.n_queries + problem.n_keys
     n_blocks = sum(
@@ -133,7 +133,7 @@ def _solve_heads(
     if tables is None or problem.dense_mask is not None:
         result = _solve_dense(problem, tables, rows, rows_of_groups)
     else:
-        result = _solve_tiled(problem, method, tables, rows, rows_of_groups, count_pairs)
+        result = _solve_tiled(problem, tables, rows, rows_of_groups, count_pairs)
     return result if problem.row_mask is None else _without_hidden_rows(problem, problem.row_mask, result)
 
 
@@ -151,7 +151,6 @@ def support_tables(problem: Problem, method: Scatterbrain, projections: Projecti
 
 def _solve_tiled(
     problem: Problem,
-    method: Scatterbrain,
     tables: list[Table],
     rows: Rows,
     rows_of_groups: list[Rows],
@@ -163,7 +162,7 @@ def _solve_tiled(
         near = near_field(backend, rows, tables)
     else:
         near = nothing_seen(backend, rows.query[:, 0], rows.weighted_value)
-    far = [_far_field(problem, method, tables, group, near) for group in rows_of_groups]
+    far = [_far_field(problem, tables, group, near) for group in rows_of_groups]
     pairs = zeros(xp, shape, rows.query)
     if count_pairs and tables:
         pairs = xp.reshape(pairs_per_query(backend, rows, tables), shape)
@@ -174,20 +173,13 @@ def _solve_tiled(
     return Result(by_head(near), [by_head(part) for part in far], pairs)
 
 
-def _far_field(
-    problem: Problem, method: Scatterbrain, tables: list[Table], rows: Rows, near: Partial
-) -> Partial:
+def _far_field(problem: Problem, tables: list[Table], rows: Rows, near: Partial) -> Partial:
     backend, xp = problem.backend, problem.xp
     if not tables:
-        return (
-            causal_far_field_of_all(backend, rows) if problem.is_causal else far_field_of_all(backend, rows)
-        )
-    if problem.is_causal:
-        assert isinstance(method.sparse, RandomHyperplanes)
-        is_limited = method.sparse.max_bucket is not None
-        far = causal_far_field_of_one_table(backend, rows, tables[0], is_limited)
-    else:
-        far = far_field_of_one_table(backend, rows, tables[0])
+        of_all = causal_far_field_of_all if problem.is_causal else far_field_of_all
+        return of_all(backend, rows)
+    of_one_table = causal_far_field_of_one_table if problem.is_causal else far_field_of_one_table
+    far = of_one_table(backend, rows, tables[0])
     if len(tables) == 1:
         return far
     seen = positions(xp, rows.n_heads, rows.n_queries, rows.query) + 1

@@ -68,8 +68,7 @@ def far_field_of_one_table(backend: Backend, rows: Rows, table: Table) -> Partia
     xp = backend.xp
     keys = cut(xp, table.sorted.key_order, table.run, rows.tile[1])
     states = feature_states(backend, rows, keys)
-    keys_a_head = rows.n_keys
-    head = keys.rows[:, 0] // keys_a_head
+    head = keys.rows[:, 0] // rows.n_keys
     longest = longest_run(xp, head)
     before = running_merge(backend, states, head, longest)
     after = _reverse(backend, running_merge(backend, _reverse(backend, states), xp.flip(head), longest))
@@ -81,8 +80,8 @@ def far_field_of_one_table(backend: Backend, rows: Rows, table: Table) -> Partia
     query_head = first // rows.n_queries
     far = merge(
         backend,
-        state_at(backend, before, keys, lo - 1, lo > query_head * keys_a_head),
-        state_at(backend, after, keys, hi, hi < (query_head + 1) * keys_a_head),
+        state_at(backend, before, keys, lo - 1, lo > query_head * rows.n_keys),
+        state_at(backend, after, keys, hi, hi < (query_head + 1) * rows.n_keys),
     )
     part = apply_states(backend, gather(xp, rows.low_rank().query, blocks.rows), far)
     return unblock_partial(backend, blocks, order, part)
@@ -138,10 +137,9 @@ def _far_field_of_rows(
 ) -> Partial:
     """Far field of a few query rows (ascending), pair by pair: O(Lk·m) a row."""
     xp = backend.xp
-    keys_a_head = rows.n_keys
     head = chosen // rows.n_queries
     blocks = cut(xp, chosen, head, rows.tile[0])
-    first = (integers(xp, rows.query.shape[0], chosen) // rows.n_queries) * keys_a_head
+    first = (integers(xp, rows.query.shape[0], chosen) // rows.n_queries) * rows.n_keys
     part = interval_partial(
         backend,
         blocks,

@@ -57,6 +57,11 @@ class Scatterbrain:
                 f"low_rank must be None with AllPairs, which leaves it nothing, got {self.low_rank}"
             )
 
+    @property
+    def rank(self) -> int:
+        """Rank of the low-rank part, its number of features; 0 without one, or before it is planned."""
+        return 0 if self.low_rank is None else self.low_rank.n_features or 0
+
 
 @dataclass(frozen=True)
 class _Preset:

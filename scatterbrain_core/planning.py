@@ -50,7 +50,7 @@ def plan(method: Scatterbrain, budget: Any, n_keys: int) -> Scatterbrain:
         return Scatterbrain(low_rank=low_rank.planned(1))
     if low_rank is not None:
         low_rank = low_rank.planned(max(1, round(LOW_RANK_SHARE * entries)))
-    pairs = entries - (0 if low_rank is None else low_rank.n_features or 0)
+    pairs = entries - Scatterbrain(low_rank, sparse).rank
     if sparse.is_open and pairs < (sparse.n_tables or 1) and n_keys > 0:
         raise ValueError(
             f"budget must leave each table an exact pair beside the features, got {budget}: {entries} of "
@@ -63,7 +63,7 @@ def tile_shape(problem: Problem, method: Scatterbrain) -> tuple[int, int]:
     """Queries and keys in a block: near what a bucket holds if all are equal."""
     if not isinstance(method.sparse, RandomHyperplanes):
         return 64, 64
-    n_buckets = 2 ** (method.sparse.n_bits or 0)
+    n_buckets = method.sparse.n_buckets
     keys = min(method.sparse.max_bucket or problem.n_keys, -(-problem.n_keys // n_buckets))
     return _power_of_two(problem.n_queries // n_buckets, 8, 64), _power_of_two(keys, 16, 64)
 

@@ -130,8 +130,7 @@ def make_problem(
         key, value = _repeat_heads(backend.xp, query, key), _repeat_heads(backend.xp, query, value)
     problem = _flatten(backend, query, key, value, attn_mask, is_causal)
     if check_finite:
-        _check_finite(problem)
-        _check_range(problem, factor)
+        _check_entries(problem, factor)
     return _scaled(problem, factor)
 
 
@@ -250,23 +249,19 @@ def _by_head(xp: Namespace, mask: Any, lead: tuple[int, ...], length: int) -> Ar
     return xp.reshape(xp.broadcast_to(mask, (*lead, length)), (math.prod(lead), length))
 
 
-def _check_finite(problem: Problem) -> None:
-    xp = problem.xp
-    for name, x in (("query", problem.query), ("key", problem.key), ("value", problem.value)):
-        if not bool(xp.all(xp.isfinite(x))):
+def _check_entries(problem: Problem, scale: float) -> None:
+    """Raise on NaN and inf, and where a logit, a squared norm or a sum of values could overflow."""
+    tops = {name: _top(problem, getattr(problem, name)) for name in ("query", "key", "value")}
+    for name, top in tops.items():
+        if not math.isfinite(top):
             raise ValueError(
                 f"{name} must be finite, got NaN or inf; check_finite=False switches this check off"
             )
-
-
-def _check_range(problem: Problem, scale: float) -> None:
-    """Raise where a logit, a squared norm that the features need, or a sum of values could overflow."""
     if problem.is_empty:
         return
-    dtype, root = problem.query.dtype, math.sqrt(abs(scale))
+    dtype, (query, key, value) = problem.query.dtype, tops.values()
     largest = float(problem.xp.finfo(dtype).max)
-    query, key, value = (_top(problem, x) for x in (problem.query, problem.key, problem.value))
-    if max(query, key) * root >= math.sqrt(largest / (4 * problem.query.shape[-1])):
+    if max(query, key) * math.sqrt(abs(scale)) >= math.sqrt(largest / (4 * problem.query.shape[-1])):
         raise ValueError(
             f"query, key and scale must keep products of entries within {dtype}, got entries up to "
             f"{query:.3g} and {key:.3g} with scale {scale:.3g}"
@@ -276,7 +271,7 @@ def _check_range(problem: Problem, scale: float) -> None:
 
 
 def _top(problem: Problem, x: Array) -> float:
-    """Largest absolute entry; 0 without any."""
+    """Largest absolute entry, NaN where one is NaN; 0 without any."""
     if 0 in x.shape:
         return 0.0
     return float(problem.xp.max(problem.xp.abs(problem.backend.stop_gradient(x))))

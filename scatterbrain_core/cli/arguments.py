@@ -10,13 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 from scatterbrain_core._version import __version__
-from scatterbrain_core.cli.console import say
+from scatterbrain_core.cli.console import say, share
 from scatterbrain_core.cli.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 EPILOG = "Every command has its own --help."
+BUDGETS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 LONGEST_FRACTION, MOST_DIGITS, LONGEST_ECHO = 40, 100, 40
 
 
@@ -70,7 +71,7 @@ def _lazily(name: str) -> Callable[[argparse.Namespace], int]:
 
 
 def _demo(demo: Parser) -> None:
-    _sweep(demo, "1/16 1/8 1/4 1/2")
+    _sweep(demo)
     demo.add_argument(
         "--text", metavar="FILE", type=filename, help="a text in UTF-8 (default: the bundled one)"
     )
@@ -79,7 +80,7 @@ def _demo(demo: Parser) -> None:
 
 def _compare(compare: Parser) -> None:
     _inputs(compare)
-    _sweep(compare, "1/16 1/8 1/4 1/2")
+    _sweep(compare)
     _plot(compare)
 
 
@@ -123,13 +124,13 @@ def _inputs(command: Parser) -> None:
     command.add_argument("--gqa", action="store_true", help="the query has a multiple of the key's heads")
 
 
-def _sweep(command: Parser, budgets: str) -> None:
+def _sweep(command: Parser) -> None:
     command.add_argument(
         "--budget",
         metavar="B",
         type=budget,
         action="append",
-        help=f"may be repeated (default: {budgets})",
+        help=f"may be repeated (default: {' '.join(map(share, BUDGETS))})",
         dest="budgets",
     )
     command.add_argument(

@@ -7,8 +7,9 @@ import warnings
 from typing import TYPE_CHECKING
 
 from scatterbrain_core.cli.arguments import parser
-from scatterbrain_core.cli.console import flush, note
+from scatterbrain_core.cli.console import flush
 from scatterbrain_core.cli.errors import UserError, reason
+from scatterbrain_core.cli.streams import tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +35,7 @@ def run(argv: Sequence[str] | None) -> int:
 
 
 def _mistake(told: str) -> int:
-    note(f"scatterbrain: error: {told}")
+    tell(f"scatterbrain: error: {told}")
     return MISTAKE
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import scatterbrain_core as sb
+from scatterbrain_core.cli.arguments import BUDGETS
 from scatterbrain_core.cli.attend import input_files, read_operands, read_options
 from scatterbrain_core.cli.console import plural, say, size, table
 from scatterbrain_core.cli.errors import library_errors
@@ -23,7 +24,7 @@ from scatterbrain_core.cli.measure import (
 )
 from scatterbrain_core.cli.plot import Panel, plot_path, write_plot
 from scatterbrain_core.cli.reading import reading
-from scatterbrain_core.cli.sweep import BUDGETS, Problem, sweep
+from scatterbrain_core.cli.sweep import Problem, sweep
 
 if TYPE_CHECKING:
     import argparse

@@ -34,11 +34,6 @@ def announce(line: str) -> None:
     flush()
 
 
-def note(line: str) -> None:
-    """Write a line about the work to standard error."""
-    tell(line)
-
-
 @contextmanager
 def _standard_output() -> Iterator[TextIO]:
     if sys.stdout is None:
@@ -104,7 +99,7 @@ def _lines(total: int) -> Callable[[str], None]:
     count = iter(range(1, total + 1))
 
     def step(name: str) -> None:
-        note(f"[{next(count)}/{total}] {name}")
+        tell(f"[{next(count)}/{total}] {name}")
 
     return step
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import scatterbrain_core as sb
+from scatterbrain_core.cli.arguments import BUDGETS
 from scatterbrain_core.cli.console import plural, say, table
 from scatterbrain_core.cli.errors import library_errors
 from scatterbrain_core.cli.files import check_outputs
@@ -25,7 +26,7 @@ from scatterbrain_core.cli.measure import (
 )
 from scatterbrain_core.cli.plot import Panel, plot_path, write_plot
 from scatterbrain_core.cli.reading import reading
-from scatterbrain_core.cli.sweep import BUDGETS, Problem, choice, sweep
+from scatterbrain_core.cli.sweep import Problem, choice, sweep
 
 if TYPE_CHECKING:
     import argparse

@@ -7,10 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scatterbrain_core.cli.console import announce, note, say, share
+from scatterbrain_core.cli.console import announce, say, share
 from scatterbrain_core.cli.errors import UserError, install
 from scatterbrain_core.cli.files import write_whole
 from scatterbrain_core.cli.measure import EXACT, Row
+from scatterbrain_core.cli.streams import tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,7 +62,7 @@ def plot_path(asked: str | None, default: str) -> str | None:
     if find_spec("matplotlib") is None:
         if asked is not None:
             raise UserError(f"--output needs matplotlib, which is not installed: {install('matplotlib')}")
-        note(f"matplotlib is not installed, the plot is left out: {install('matplotlib')}")
+        tell(f"matplotlib is not installed, the plot is left out: {install('matplotlib')}")
         return None
     path = asked or default
     if Path(path).suffix.lower() not in FORMATS:

@@ -16,8 +16,6 @@ from scatterbrain_core.cli.measure import EXACT, Array, Row, relative_error, tim
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-BUDGETS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
-
 
 @dataclass(frozen=True)
 class Problem:

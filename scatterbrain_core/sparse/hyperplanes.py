@@ -51,6 +51,11 @@ class RandomHyperplanes:
         require_count("max_bucket", self.max_bucket, at_least=1)
 
     @property
+    def n_buckets(self) -> int:
+        """Buckets of a table; 1 before K is planned."""
+        return 2 ** (self.n_bits or 0)
+
+    @property
     def is_open(self) -> bool:
         """Whether the largest bucket is left to the budget."""
         return self.n_bits is None and self.max_bucket is None
@@ -137,7 +142,7 @@ class RandomHyperplanes:
         key_mask: Array | None,
         is_causal: bool,
     ) -> Table:
-        n_buckets = 2 ** (self.n_bits or 0)
+        n_buckets = self.n_buckets
         key_code = self.codes(xp, projections, key)
         if key_mask is not None:
             key_code = xp.where(key_mask, key_code, n_buckets)
