@@ -12,6 +12,7 @@ from scatterbrain_core.dense import Block, far_block, map_blocks, near_block
 from scatterbrain_core.estimator import (
     Projections,
     draw,
+    feature_groups,
     feature_slices,
     solve,
     standard_error,
@@ -19,10 +20,9 @@ from scatterbrain_core.estimator import (
     total,
 )
 from scatterbrain_core.method import Scatterbrain, resolve_method
-from scatterbrain_core.normalization import normalize
-from scatterbrain_core.planning import plan, tile_shape
+from scatterbrain_core.normalization import finite, normalize
+from scatterbrain_core.planning import check_fitted, plan
 from scatterbrain_core.problem import Problem, make_problem
-from scatterbrain_core.rows import make_rows
 from scatterbrain_core.sparse import RandomHyperplanes
 from scatterbrain_core.tiles import zeros
 
@@ -227,7 +227,7 @@ def estimate(
         check_finite=check_finite,
     )
     projections = draw(problem, parts, seed)
-    is_random = parts.low_rank is not None
+    is_random = parts.low_rank is not None and parts.low_rank.is_random
     if problem.is_empty:
         output, lse = _nothing(problem)
         stderr = problem.xp.zeros_like(output) if is_random else None
@@ -312,7 +312,9 @@ def _prepare(
     """The checked problem, the method's name and its planned parts."""
     problem = make_problem(query, key, value, **arguments)
     name, parts = resolve_method(method)
-    return problem, name, plan(parts, budget, problem.n_keys)
+    parts = plan(parts, budget, problem.n_keys, problem.query.shape[-1])
+    check_fitted(problem, parts)
+    return problem, name, parts
 
 
 def _nothing(problem: Problem) -> tuple[Array, Array]:
@@ -333,19 +335,21 @@ def _cost(parts: Scatterbrain, pairs: float, n_keys: int) -> Cost:
 def _weights(problem: Problem, parts: Scatterbrain, projections: Projections, is_normalized: bool) -> Array:
     xp = problem.xp
     tables = support_tables(problem, parts, projections)
-    groups = feature_slices(parts, 1)
-    tile = tile_shape(problem, parts)
-    rows = [make_rows(problem, tile, parts.low_rank, projections.features, group) for group in groups]
+    features = feature_groups(problem, parts, projections, feature_slices(parts, 1))
 
     def of_block(block: Block) -> tuple[Array, ...]:
-        logs = near_block(problem, block)
-        for group in rows:
-            logs = xp.where(block.support, logs, far_block(problem, group, block))
+        logs, factor = near_block(problem, block)
+        for group in features:
+            far, factor = far_block(problem, group, block)
+            logs = xp.where(block.support, logs, far)
+        if factor is not None:
+            factor = xp.where(block.support, 1.0, factor)
         if not is_normalized:
-            return (xp.exp(logs),)
+            return (xp.exp(logs) if factor is None else xp.exp(logs) * factor,)
         top = problem.backend.stop_gradient(xp.max(logs, axis=-1))
-        weights = xp.exp(logs - xp.where(top == -math.inf, 0.0, top)[..., None])
+        weights = xp.exp(logs - finite(problem.backend, top)[..., None])
+        weights = weights if factor is None else weights * factor
         sums = xp.sum(weights, axis=-1)[..., None]
-        return (weights / xp.where(sums > 0, sums, 1.0),)
+        return (weights / xp.where(sums == 0, 1.0, sums),)
 
     return map_blocks(problem, tables, of_block)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from scatterbrain_core._typing import Array, Seed
 from scatterbrain_core.causal import causal_far_field_of_all, causal_far_field_of_one_table
@@ -15,7 +16,7 @@ from scatterbrain_core.normalization import Partial, merge, normalize, nothing_s
 from scatterbrain_core.planning import tile_shape
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.random import Draws, to_device
-from scatterbrain_core.rows import Rows, make_rows
+from scatterbrain_core.rows import Features, Rows, make_features, make_rows
 from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
 from scatterbrain_core.sparse_correction import near_field, pairs_per_query
 from scatterbrain_core.tiles import Table, positions, zeros
@@ -26,9 +27,9 @@ HEAD_GROUP_ELEMENTS = 2**25
 
 @dataclass(frozen=True)
 class Projections:
-    """The random draws of one call, on the device; None where a part draws nothing."""
+    """The random draws of one call, on the device."""
 
-    features: Array | None
+    features: tuple[Array, ...]
     hashes: Array | None
 
 
@@ -54,21 +55,24 @@ class Result:
 def draw(problem: Problem, method: Scatterbrain, seed: Seed) -> Projections:
     """All draws of a planned method; its two parts never share any."""
     draws, dim = Draws(seed), problem.query.shape[-1]
-    features = hashes = None
+    features: tuple[Any, ...] = ()
+    hashes = None
     if method.low_rank is not None:
-        features = to_device(problem.xp, method.low_rank.draw(draws, dim), problem.query)
+        drawn = method.low_rank.draw(draws.feature_generator(), dim)
+        features = tuple(to_device(problem.xp, x, problem.query) for x in drawn)
     if isinstance(method.sparse, RandomHyperplanes):
-        hashes = to_device(problem.xp, method.sparse.draw(draws, dim), problem.query)
+        hashes = to_device(problem.xp, method.sparse.draw(draws.hash_generator(), dim), problem.query)
     return Projections(features, hashes)
 
 
 def feature_slices(method: Scatterbrain, n_groups: int) -> list[slice]:
     """The features in at most `n_groups` nearly equal groups; none without a low-rank part."""
-    rank = method.rank
-    if rank == 0:
+    if method.low_rank is None:
         return []
-    n_groups = min(n_groups, rank)
-    edges = [rank * g // n_groups for g in range(n_groups + 1)]
+    unit = method.low_rank.unit
+    n_rows = method.rank // unit
+    n_groups = min(n_groups, n_rows)
+    edges = [unit * (n_rows * g // n_groups) for g in range(n_groups + 1)]
     return [slice(first, last) for first, last in pairwise(edges)]
 
 
@@ -127,14 +131,23 @@ def _solve_heads(
     tables = support_tables(problem, method, projections)
     tile = tile_shape(problem, method)
     rows = make_rows(problem, tile)
-    rows_of_groups = [
-        make_rows(problem, tile, method.low_rank, projections.features, group) for group in groups
-    ]
+    features = feature_groups(problem, method, projections, groups)
     if tables is None or problem.dense_mask is not None:
-        result = _solve_dense(problem, tables, rows, rows_of_groups)
+        result = _solve_dense(problem, tables, rows, features)
     else:
+        rows_of_groups = [make_rows(problem, tile, group) for group in features]
         result = _solve_tiled(problem, tables, rows, rows_of_groups, count_pairs)
     return result if problem.row_mask is None else _without_hidden_rows(problem, problem.row_mask, result)
+
+
+def feature_groups(
+    problem: Problem, method: Scatterbrain, projections: Projections, groups: Sequence[slice]
+) -> list[Features]:
+    """Features of queries and keys, a group at a time; none without a low-rank part."""
+    if method.low_rank is None:
+        return []
+    features = make_features(problem, method.low_rank, projections.features)
+    return [features] if len(groups) == 1 else [features.group(problem.xp, group) for group in groups]
 
 
 def support_tables(problem: Problem, method: Scatterbrain, projections: Projections) -> list[Table] | None:
@@ -191,15 +204,13 @@ def _solve_dense(
     problem: Problem,
     tables: list[Table] | None,
     rows: Rows,
-    rows_of_groups: list[Rows],
+    features: list[Features],
 ) -> Result:
     xp = problem.xp
 
     def of_block(block: Block) -> tuple[Array, ...]:
-        parts = [block_partial(problem, rows, block, near_block(problem, block))]
-        parts += [
-            block_partial(problem, group, block, far_block(problem, group, block)) for group in rows_of_groups
-        ]
+        weights = [near_block(problem, block), *(far_block(problem, group, block) for group in features)]
+        parts = [block_partial(problem, rows, block, of_part) for of_part in weights]
         pairs = xp.sum(xp.astype(block.support, problem.query.dtype), axis=-1)
         return (pairs, *(x for part in parts for x in (part.ref, part.acc)))
 
