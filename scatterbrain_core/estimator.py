@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
-from scatterbrain_core._typing import Array, Seed
+from scatterbrain_core._typing import Array
 from scatterbrain_core.causal import causal_far_field_of_all, causal_far_field_of_one_table
 from scatterbrain_core.dense import Block, block_partial, far_block, map_blocks, near_block
 from scatterbrain_core.far_field import far_field_of_all, far_field_of_one_table, less_later_tables
@@ -52,9 +53,9 @@ class Result:
     pairs: Array
 
 
-def draw(problem: Problem, method: Scatterbrain, seed: Seed) -> Projections:
+def draw(problem: Problem, method: Scatterbrain, draws: Draws) -> Projections:
     """All draws of a planned method; its two parts never share any."""
-    draws, dim = Draws(seed), problem.query.shape[-1]
+    dim = problem.query.shape[-1]
     features: tuple[Any, ...] = ()
     hashes = None
     if method.low_rank is not None:
@@ -232,26 +233,45 @@ def total(problem: Problem, result: Result) -> Partial:
     return merge(problem.backend, result.near, *result.far)
 
 
-def standard_error(problem: Problem, result: Result, groups: Sequence[slice]) -> Array:
-    """Estimated standard error of the output, shape (H, Lq, Dv), from the spread of the feature groups.
+def has_error(method: Scatterbrain) -> bool:
+    """Whether the output has a standard error: whether the features are random."""
+    return method.low_rank is not None and method.low_rank.is_random
 
-    The output is a ratio; to first order (the delta method) group g moves it by
-    r_g = (numerator_g - output * denominator_g) / denominator, and the groups are independent.
+
+def standard_errors(problem: Problem, result: Result, groups: Sequence[slice]) -> tuple[Array, Array]:
+    """Standard errors of the output (H, Lq, Dv) and of its lse (H, Lq), by a jackknife over the groups.
+
+    Without group g, and the others weighted up to all m features, the denominator is `left_g` times what it
+    was and the output moves by (r_g - ω_g R) / ((1 - ω_g) left_g), where r_g = x_g - output * y_g over the
+    denominator, R is the sum of all r_g and ω_g the group's share of the features.
     """
-    backend = problem.backend
-    whole = total(problem, result)
-    output, lse = normalize(backend, whole)
-    moves = []
-    for far in result.far:
-        acc = scaled(backend, far, lse)
-        moves.append(acc[..., :-1] - output * acc[..., -1:])
+    xp, backend = problem.xp, problem.backend
+    output, lse = normalize(backend, total(problem, result))
+    if len(groups) == 1:
+        return output * float("nan"), lse * float("nan")
+    near = scaled(backend, result.near, lse)[..., -1]
+    parts = [scaled(backend, far, lse) for far in result.far]
+    shares = [(group.stop - group.start) / groups[-1].stop for group in groups]
+    moves = [acc[..., :-1] - output * acc[..., -1:] for acc in parts]
     drift = sum(moves[1:], start=moves[0])
-    rank = groups[-1].stop
-    squares = [
-        (move - drift * ((group.stop - group.start) / rank)) ** 2
-        for move, group in zip(moves, groups, strict=True)
-    ]
-    n_groups = len(groups)
-    if n_groups == 1:
-        return output * float("nan")
-    return problem.xp.sqrt(sum(squares[1:], start=squares[0]) * (n_groups / (n_groups - 1)))
+    others = _sums_of_others([acc[..., -1] for acc in parts])
+    seen = lse != -math.inf
+    squares, log_squares = [], []
+    for move, share, other in zip(moves, shares, others, strict=True):
+        left = xp.where(seen, near + other / (1 - share), 1.0)
+        held = left != 0
+        left = xp.where(held, left, 1.0)
+        step = (move - share * drift) / ((1 - share) * left[..., None])
+        squares.append(xp.where(held[..., None], step**2, math.inf))
+        # Signed features may leave a negative weight, which has no log.
+        log_left = xp.where(left > 0, xp.log(xp.where(left > 0, left, 1.0)), math.nan)
+        log_squares.append(xp.where(held, log_left**2, math.inf))
+    factor = (len(groups) - 1) / len(groups)
+    return tuple(xp.sqrt(factor * sum(x[1:], start=x[0])) for x in (squares, log_squares))
+
+
+def _sums_of_others(terms: list[Array]) -> list[Array]:
+    """For each term the sum of all others, without subtracting it."""
+    before = list(accumulate(terms[:-1], initial=terms[0] * 0))
+    after = list(accumulate(terms[:0:-1], initial=terms[0] * 0))[::-1]
+    return [first + last for first, last in zip(before, after, strict=True)]

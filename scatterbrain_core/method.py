@@ -61,6 +61,13 @@ class Scatterbrain:
             )
 
     @property
+    def is_random(self) -> bool:
+        """Whether anything is drawn."""
+        return isinstance(self.sparse, RandomHyperplanes) or (
+            self.low_rank is not None and self.low_rank.is_random
+        )
+
+    @property
     def rank(self) -> int:
         """Rank of the low-rank part, its number of features; 0 without one, or before it is planned."""
         return 0 if self.low_rank is None else self.low_rank.n_features or 0
