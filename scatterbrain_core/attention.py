@@ -23,7 +23,7 @@ from scatterbrain_core.normalization import normalize
 from scatterbrain_core.planning import plan, tile_shape
 from scatterbrain_core.problem import Problem, make_problem
 from scatterbrain_core.rows import make_rows
-from scatterbrain_core.sparse import RandomHyperplanes
+from scatterbrain_core.sparse import Hashing
 from scatterbrain_core.tiles import zeros
 
 # Groups of features from whose spread the standard error is estimated.
@@ -43,7 +43,7 @@ class Cost:
     fraction : float
         (pairs + rank) / Lk, to be compared with the budget.
     n_bits, n_tables : int or None
-        K and T of the hashes; None without any.
+        Bits of a code and number T of the hash tables; None without any.
     """
 
     pairs: float
@@ -312,7 +312,7 @@ def _prepare(
     """The checked problem, the method's name and its planned parts."""
     problem = make_problem(query, key, value, **arguments)
     name, parts = resolve_method(method)
-    return problem, name, plan(parts, budget, problem.n_keys)
+    return problem, name, plan(parts, budget, problem.n_keys, problem.query.shape[-1])
 
 
 def _nothing(problem: Problem) -> tuple[Array, Array]:
@@ -325,8 +325,8 @@ def _nothing(problem: Problem) -> tuple[Array, Array]:
 def _cost(parts: Scatterbrain, pairs: float, n_keys: int) -> Cost:
     rank = parts.rank
     fraction = (pairs + rank) / max(n_keys, 1)
-    if isinstance(parts.sparse, RandomHyperplanes):
-        return Cost(pairs, rank, fraction, parts.sparse.n_bits, parts.sparse.n_tables)
+    if isinstance(parts.sparse, Hashing):
+        return Cost(pairs, rank, fraction, parts.sparse.depth, parts.sparse.n_tables)
     return Cost(pairs, rank, fraction)
 
 

@@ -16,7 +16,7 @@ from scatterbrain_core.planning import tile_shape
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.random import Draws, to_device
 from scatterbrain_core.rows import Rows, make_rows
-from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
+from scatterbrain_core.sparse import AllPairs, Hashing
 from scatterbrain_core.sparse_correction import near_field, pairs_per_query
 from scatterbrain_core.tiles import Table, positions, zeros
 
@@ -29,7 +29,7 @@ class Projections:
     """The random draws of one call, on the device; None where a part draws nothing."""
 
     features: Array | None
-    hashes: Array | None
+    hashes: tuple[Array, ...] | None
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ def draw(problem: Problem, method: Scatterbrain, seed: Seed) -> Projections:
     features = hashes = None
     if method.low_rank is not None:
         features = to_device(problem.xp, method.low_rank.draw(draws, dim), problem.query)
-    if isinstance(method.sparse, RandomHyperplanes):
-        hashes = to_device(problem.xp, method.sparse.draw(draws, dim), problem.query)
+    if isinstance(method.sparse, Hashing):
+        host = method.sparse.draw(draws.hash_generator(), dim)
+        hashes = tuple(to_device(problem.xp, x, problem.query) for x in host)
     return Projections(features, hashes)
 
 
@@ -103,7 +104,7 @@ def solve(
 
 def _head_groups(problem: Problem, method: Scatterbrain) -> Iterator[Problem]:
     rank = max(1, method.rank)
-    n_buckets = method.sparse.n_buckets if isinstance(method.sparse, RandomHyperplanes) else 1
+    n_buckets = method.sparse.n_buckets if isinstance(method.sparse, Hashing) else 1
     columns = problem.value.shape[-1] + 1
     rows = problem.n_queries + problem.n_keys
     n_blocks = sum(

@@ -8,7 +8,7 @@ from typing import Any
 
 from scatterbrain_core._checks import type_name
 from scatterbrain_core.low_rank import PositiveFeatures
-from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
+from scatterbrain_core.sparse import AllPairs, Hashing, RandomHyperplanes
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Scatterbrain:
     """
 
     low_rank: PositiveFeatures | None = None
-    sparse: RandomHyperplanes | AllPairs | None = None
+    sparse: Hashing | AllPairs | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.low_rank, PositiveFeatures | None):
             raise TypeError(f"low_rank must be PositiveFeatures or None, got {type_name(self.low_rank)}")
-        if not isinstance(self.sparse, RandomHyperplanes | AllPairs | None):
+        if not isinstance(self.sparse, Hashing | AllPairs | None):
             raise TypeError(
                 f"sparse must be RandomHyperplanes, AllPairs or None, got {type_name(self.sparse)}"
             )

@@ -9,7 +9,7 @@ from scatterbrain_core._checks import require_real
 from scatterbrain_core.low_rank import PositiveFeatures
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.problem import Problem
-from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
+from scatterbrain_core.sparse import AllPairs, Hashing
 
 # Share of the low-rank part where a method has both (the paper, section 5.2, splits 3 : 1).
 LOW_RANK_SHARE = 0.25
@@ -23,17 +23,19 @@ def check_budget(budget: Any) -> float:
     return fraction
 
 
-def plan(method: Scatterbrain, budget: Any, n_keys: int) -> Scatterbrain:
+def plan(method: Scatterbrain, budget: Any, n_keys: int, dim: int) -> Scatterbrain:
     """The same method with everything chosen that its parts leave open.
 
-    What is chosen depends on the budget and the number of keys alone, never on the data: so a head's
-    result does not depend on the other heads, nor the past on the future.
+    What is chosen depends on the budget, Lk and D alone, never on the data: so a head's result does not
+    depend on the other heads, nor the past on the future.
 
     Parameters
     ----------
     budget : float
         Exact pairs + rank of the low-rank part a query, as a fraction of `n_keys`. At least one entry is
         kept; a support has at most the pairs left beside the features.
+    dim : int
+        D, the last axis of query and key.
 
     Raises
     ------
@@ -42,11 +44,11 @@ def plan(method: Scatterbrain, budget: Any, n_keys: int) -> Scatterbrain:
     """
     entries = max(1, math.floor(check_budget(budget) * n_keys))
     low_rank, sparse = method.low_rank, method.sparse
-    if not isinstance(sparse, RandomHyperplanes):
+    if not isinstance(sparse, Hashing):
         return Scatterbrain(None if low_rank is None else low_rank.planned(entries), sparse)
-    if sparse == RandomHyperplanes() and low_rank in (None, PositiveFeatures()) and entries >= n_keys:
+    if sparse == type(sparse)() and low_rank in (None, PositiveFeatures()) and entries >= n_keys:
         return Scatterbrain(sparse=AllPairs())
-    if low_rank == PositiveFeatures() and sparse == RandomHyperplanes() and entries == 1:
+    if low_rank == PositiveFeatures() and sparse == type(sparse)() and entries == 1:
         return Scatterbrain(low_rank=low_rank.planned(1))
     if low_rank is not None:
         low_rank = low_rank.planned(max(1, round(LOW_RANK_SHARE * entries)))
@@ -54,14 +56,14 @@ def plan(method: Scatterbrain, budget: Any, n_keys: int) -> Scatterbrain:
     if sparse.is_open and pairs < (sparse.n_tables or 1) and n_keys > 0:
         raise ValueError(
             f"budget must leave each table an exact pair beside the features, got {budget}: {entries} of "
-            f"{n_keys} keys for {low_rank} and {sparse}; raise it, or say max_bucket or n_bits"
+            f"{n_keys} keys for {low_rank} and {sparse}; raise it, or say max_bucket or the size of the codes"
         )
-    return Scatterbrain(low_rank, sparse.planned(max(1, pairs), n_keys))
+    return Scatterbrain(low_rank, sparse.planned(max(1, pairs), n_keys, dim))
 
 
 def tile_shape(problem: Problem, method: Scatterbrain) -> tuple[int, int]:
     """Queries and keys in a block: near what a bucket holds if all are equal."""
-    if not isinstance(method.sparse, RandomHyperplanes):
+    if not isinstance(method.sparse, Hashing):
         return 64, 64
     n_buckets = method.sparse.n_buckets
     keys = min(method.sparse.max_bucket or problem.n_keys, -(-problem.n_keys // n_buckets))

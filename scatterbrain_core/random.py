@@ -11,7 +11,7 @@ from scatterbrain_core._typing import Array, Namespace, Seed
 
 
 class Draws:
-    """Independent streams of standard normal numbers, one a purpose.
+    """Independent streams of random numbers, one a purpose.
 
     The low-rank part and the sparse part never share projections: the estimator is unbiased only when
     the feature map is independent of the support (arXiv 2110.15343, Theorem 2).
@@ -35,9 +35,9 @@ class Draws:
         """Standard normal numbers of the low-rank part, the same at every call."""
         return np.random.default_rng(self._features).standard_normal(shape)
 
-    def hashes(self, *shape: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Standard normal numbers of the sparse part, the same at every call."""
-        return np.random.default_rng(self._hashes).standard_normal(shape)
+    def hash_generator(self) -> np.random.Generator:
+        """A fresh generator of all that the sparse part draws, the same at every call."""
+        return np.random.default_rng(self._hashes)
 
 
 def _generator(seed: Seed) -> np.random.Generator:

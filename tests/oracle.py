@@ -69,7 +69,7 @@ def _support(query, key, visible, sparse, is_causal, seed):
     if sparse is None:
         return support
     tables = sparse.n_tables or 1
-    draws = Draws(seed).hashes(tables, sparse.n_bits + 1, query.shape[-1])
+    draws = Draws(seed).hash_generator().standard_normal((tables, sparse.n_bits + 1, query.shape[-1]))
     for projections in draws:
         q_signs, k_signs = (x @ projections[:-1].T >= 0 for x in (query, key))
         for i in range(len(query)):

@@ -143,7 +143,9 @@ def test_lse_and_stderr_hold_over_seeds():
 
 def test_the_draws_of_the_two_parts_are_independent_and_standard_normal():
     features = np.concatenate([sb.random.Draws(seed).features(50, 20).ravel() for seed in range(40)])
-    hashes = np.concatenate([sb.random.Draws(seed).hashes(1, 50, 20).ravel() for seed in range(40)])
+    hashes = np.concatenate(
+        [sb.random.Draws(seed).hash_generator().standard_normal(1000) for seed in range(40)]
+    )
     n = features.size
     for x in (features, hashes):
         assert stats.kstest(x, "norm").pvalue > ALARM / COMPARISONS

@@ -1,6 +1,7 @@
 """Sparse parts: which pairs are exact. Each yields tables of tiles, one family a file."""
 
 from scatterbrain_core.sparse.all_pairs import AllPairs
+from scatterbrain_core.sparse.hashing import Hashing
 from scatterbrain_core.sparse.hyperplanes import RandomHyperplanes
 
-__all__ = ["AllPairs", "RandomHyperplanes"]
+__all__ = ["AllPairs", "Hashing", "RandomHyperplanes"]
