@@ -11,11 +11,13 @@ from scatterbrain_core._version import __version__
 from scatterbrain_core.attention import Cost, Estimate, attention, attention_matrix, estimate
 from scatterbrain_core.low_rank import PositiveFeatures
 from scatterbrain_core.method import Scatterbrain, methods
-from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
+from scatterbrain_core.sparse import E2LSH, AllPairs, CrossPolytope, RandomHyperplanes
 
 __all__ = [
+    "E2LSH",
     "AllPairs",
     "Cost",
+    "CrossPolytope",
     "Estimate",
     "PositiveFeatures",
     "RandomHyperplanes",

@@ -20,7 +20,7 @@ from scatterbrain_core.estimator import (
 )
 from scatterbrain_core.method import Scatterbrain, resolve_method
 from scatterbrain_core.normalization import normalize
-from scatterbrain_core.planning import plan, tile_shape
+from scatterbrain_core.planning import check_fitted, plan, tile_shape
 from scatterbrain_core.problem import Problem, make_problem
 from scatterbrain_core.rows import make_rows
 from scatterbrain_core.sparse import Hashing
@@ -312,6 +312,7 @@ def _prepare(
     """The checked problem, the method's name and its planned parts."""
     problem = make_problem(query, key, value, **arguments)
     name, parts = resolve_method(method)
+    check_fitted(problem, parts)
     return problem, name, plan(parts, budget, problem.n_keys, problem.query.shape[-1])
 
 

@@ -24,7 +24,7 @@ class Scatterbrain:
     ----------
     low_rank : PositiveFeatures or None
         The low-rank part, L; None leaves out what is off the support.
-    sparse : RandomHyperplanes, AllPairs or None
+    sparse : RandomHyperplanes, CrossPolytope, E2LSH, AllPairs or None
         The support, S; None is empty.
 
     Raises
@@ -48,7 +48,8 @@ class Scatterbrain:
             raise TypeError(f"low_rank must be PositiveFeatures or None, got {type_name(self.low_rank)}")
         if not isinstance(self.sparse, Hashing | AllPairs | None):
             raise TypeError(
-                f"sparse must be RandomHyperplanes, AllPairs or None, got {type_name(self.sparse)}"
+                "sparse must be RandomHyperplanes, CrossPolytope, E2LSH, AllPairs or None, "
+                f"got {type_name(self.sparse)}"
             )
         if self.low_rank is None and self.sparse is None:
             raise ValueError("low_rank and sparse must not both be None")

@@ -61,11 +61,28 @@ def plan(method: Scatterbrain, budget: Any, n_keys: int, dim: int) -> Scatterbra
     return Scatterbrain(low_rank, sparse.planned(max(1, pairs), n_keys, dim))
 
 
+def check_fitted(problem: Problem, method: Scatterbrain) -> None:
+    """Raise where a part that is fitted to all rows of a head would tell a row what is hidden from it."""
+    for part in (method.low_rank, method.sparse):
+        if not getattr(part, "is_fitted", False):
+            continue
+        if problem.is_causal:
+            raise ValueError(
+                f"is_causal must be False with {part}: it is fitted to the keys of the whole head, and the "
+                "future would change the past"
+            )
+        if problem.dense_mask is not None:
+            raise ValueError(
+                f"attn_mask must be of keys (..., 1, Lk) or of queries (..., Lq, 1) with {part}: it is "
+                "fitted to the keys of the whole head, and those hidden from a query would change its output"
+            )
+
+
 def tile_shape(problem: Problem, method: Scatterbrain) -> tuple[int, int]:
     """Queries and keys in a block: near what a bucket holds if all are equal."""
     if not isinstance(method.sparse, Hashing):
         return 64, 64
-    n_buckets = method.sparse.n_buckets
+    n_buckets = round(2**method.sparse.entropy)
     keys = min(method.sparse.max_bucket or problem.n_keys, -(-problem.n_keys // n_buckets))
     return _power_of_two(problem.n_queries // n_buckets, 8, 64), _power_of_two(keys, 16, 64)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, Self
 
 from scatterbrain_core._checks import require_count
@@ -66,6 +67,16 @@ class Hashing(ABC):
     @abstractmethod
     def one_table_probability(self, xp: Namespace, query: Array, key: Array) -> Array:
         """P that the codes of one table agree, for every pair, shape (..., Lq, Lk)."""
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether codes depend on other rows of the head than their own."""
+        return False
+
+    @property
+    def entropy(self) -> float:
+        """Bits of information in a code: about 2**entropy buckets are filled."""
+        return float(self.depth)
 
     @property
     def n_buckets(self) -> int:
@@ -179,6 +190,14 @@ def _pieces(xp: Namespace, joint: Sorted, limit: int | None) -> tuple[Array, Arr
     sizes = piece_size(xp, xp.searchsorted(bucket, bucket, side="right") - start, limit)
     rank = integers(xp, bucket.shape[0], bucket) - start
     return lo, hi, xp.cumulative_sum(xp.astype(rank % sizes == 0, rank.dtype))
+
+
+def join_digits(xp: Namespace, x: Array, digits: Iterable[Array], bits: int) -> Array:
+    """One int for each vector of `x` from its digits of so many bits, the first the highest."""
+    code = xp.zeros_like(x[..., 0], dtype=integers(xp, 1, x).dtype)
+    for digit in digits:
+        code = code * 2**bits + xp.astype(digit, code.dtype)
+    return code
 
 
 def angle(xp: Namespace, query: Array, key: Array) -> Array:

@@ -8,8 +8,7 @@ from typing import Any
 
 from scatterbrain_core._checks import require_count
 from scatterbrain_core._typing import Array, Namespace
-from scatterbrain_core.sparse.hashing import MAX_BITS, Hashing, angle
-from scatterbrain_core.tiles import integers
+from scatterbrain_core.sparse.hashing import MAX_BITS, Hashing, angle, join_digits
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,10 @@ class RandomHyperplanes(Hashing):
         return self._code(xp, normals, query), self._code(xp, normals, key)
 
     def _code(self, xp: Namespace, normals: Array, x: Array) -> Array:
-        code = xp.zeros_like(x[..., 0], dtype=integers(xp, 1, x).dtype)
         if not self.depth:
-            return code
+            return join_digits(xp, x, (), 1)
         signs = xp.matmul(x, xp.matrix_transpose(normals)) >= 0
-        for bit in range(self.depth):
-            code = code * 2 + xp.astype(signs[..., bit], code.dtype)
-        return code
+        return join_digits(xp, x, (signs[..., bit] for bit in range(self.depth)), 1)
 
     def one_table_probability(self, xp: Namespace, query: Array, key: Array) -> Array:
         r""":math:`(1 - θ/π)^K` for every pair."""
