@@ -8,7 +8,7 @@ from typing import Any
 
 from scatterbrain_core._checks import type_name
 from scatterbrain_core.low_rank import FeatureMap, PositiveFeatures
-from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
+from scatterbrain_core.sparse import AllPairs, Hashing, RandomHyperplanes
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Scatterbrain:
     ----------
     low_rank : FeatureMap or None
         The low-rank part, L; None leaves out what is off the support.
-    sparse : RandomHyperplanes, AllPairs or None
+    sparse : RandomHyperplanes, CrossPolytope, E2LSH, AllPairs or None
         The support, S; None is empty.
 
     Raises
@@ -41,7 +41,7 @@ class Scatterbrain:
     """
 
     low_rank: FeatureMap | None = None
-    sparse: RandomHyperplanes | AllPairs | None = None
+    sparse: Hashing | AllPairs | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.low_rank, FeatureMap | None):
@@ -49,9 +49,10 @@ class Scatterbrain:
                 "low_rank must be a feature map (PositiveFeatures, TrigonometricFeatures, EluFeatures) or "
                 f"None, got {type_name(self.low_rank)}"
             )
-        if not isinstance(self.sparse, RandomHyperplanes | AllPairs | None):
+        if not isinstance(self.sparse, Hashing | AllPairs | None):
             raise TypeError(
-                f"sparse must be RandomHyperplanes, AllPairs or None, got {type_name(self.sparse)}"
+                "sparse must be RandomHyperplanes, CrossPolytope, E2LSH, AllPairs or None, "
+                f"got {type_name(self.sparse)}"
             )
         if self.low_rank is None and self.sparse is None:
             raise ValueError("low_rank and sparse must not both be None")
@@ -63,9 +64,7 @@ class Scatterbrain:
     @property
     def is_random(self) -> bool:
         """Whether anything is drawn."""
-        return isinstance(self.sparse, RandomHyperplanes) or (
-            self.low_rank is not None and self.low_rank.is_random
-        )
+        return isinstance(self.sparse, Hashing) or (self.low_rank is not None and self.low_rank.is_random)
 
     @property
     def rank(self) -> int:
