@@ -1,8 +1,8 @@
 """The estimator by its definition, dense, in float64 NumPy, written without the library's own code.
 
 Only the draws are taken from the library: their layout (features (m, D); a table's K projections, then
-the one that orders its buckets; what `draw` of the other families says) is part of
-what "one seed, one answer" means.
+the one that orders its buckets; of the other hash families what their `draw` says) is part of what "one
+seed, one answer" means.
 """
 
 from __future__ import annotations
