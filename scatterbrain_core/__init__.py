@@ -9,6 +9,7 @@ Hand in NumPy, CuPy, Torch, JAX or any array-API arrays and get the same back::
 
 from scatterbrain_core._version import __version__
 from scatterbrain_core.attention import Cost, Estimate, attention, attention_matrix, estimate
+from scatterbrain_core.gradients import attention_vjp
 from scatterbrain_core.low_rank import PositiveFeatures
 from scatterbrain_core.method import Scatterbrain, methods
 from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
@@ -23,6 +24,7 @@ __all__ = [
     "__version__",
     "attention",
     "attention_matrix",
+    "attention_vjp",
     "estimate",
     "methods",
 ]

@@ -11,6 +11,7 @@ from scatterbrain_core._typing import Array, Seed
 from scatterbrain_core.dense import Block, far_block, map_blocks, near_block
 from scatterbrain_core.estimator import (
     Projections,
+    attend,
     draw,
     feature_slices,
     solve,
@@ -162,7 +163,7 @@ def attention(
     >>> sb.attention(q, k, v, budget=0.25).shape
     (8, 1000, 64)
     """
-    problem, _, parts = _prepare(
+    problem, _, parts = prepare(
         query,
         key,
         value,
@@ -176,9 +177,8 @@ def attention(
     )
     projections = draw(problem, parts, seed)
     if problem.is_empty:
-        return _nothing(problem)[0]
-    result = solve(problem, parts, projections, feature_slices(parts, 1))
-    return problem.unflatten(normalize(problem.backend, total(problem, result))[0])
+        return nothing(problem)[0]
+    return problem.unflatten(attend(problem, parts, projections))
 
 
 def estimate(
@@ -214,7 +214,7 @@ def estimate(
     >>> est.method, est.cost.rank, est.stderr.shape
     ('performer', 50, (200, 16))
     """
-    problem, name, parts = _prepare(
+    problem, name, parts = prepare(
         query,
         key,
         value,
@@ -229,7 +229,7 @@ def estimate(
     projections = draw(problem, parts, seed)
     is_random = parts.low_rank is not None
     if problem.is_empty:
-        output, lse = _nothing(problem)
+        output, lse = nothing(problem)
         stderr = problem.xp.zeros_like(output) if is_random else None
         return Estimate(output, lse, stderr, _cost(parts, 0.0, problem.n_keys), name, parts)
     groups = feature_slices(parts, ERROR_GROUPS)
@@ -287,7 +287,7 @@ def attention_matrix(
            [1.  , 1.  , 2.72]])
     """
     require_bool("normalize", normalize)
-    problem, _, parts = _prepare(
+    problem, _, parts = prepare(
         query,
         key,
         key,
@@ -306,7 +306,7 @@ def attention_matrix(
     return problem.unflatten(_weights(problem, parts, projections, normalize))
 
 
-def _prepare(
+def prepare(
     query: Any, key: Any, value: Any, method: str | Scatterbrain, budget: float, **arguments: Any
 ) -> tuple[Problem, str, Scatterbrain]:
     """The checked problem, the method's name and its planned parts."""
@@ -315,7 +315,7 @@ def _prepare(
     return problem, name, plan(parts, budget, problem.n_keys)
 
 
-def _nothing(problem: Problem) -> tuple[Array, Array]:
+def nothing(problem: Problem) -> tuple[Array, Array]:
     """Output and log-normaliser where there is no query or no key."""
     lead = (*problem.lead, problem.n_queries)
     output = zeros(problem.xp, (*lead, problem.value.shape[-1]), problem.query)
