@@ -69,8 +69,9 @@ class Backend:
         function : callable
             Gives a tuple of arrays, the same whenever it is called.
         terms : callable, optional
-            Gives tuples of arrays that sum to those of `function`, where both are differentiable: a
-            gradient runs these instead, one at a time.
+            Gives tuples of arrays of the same shapes, which sum to those of `function` where these are
+            differentiable. A gradient runs these instead, one at a time; no two may share what depends on
+            its variables and is computed here.
         """
         return function()
 

@@ -97,12 +97,9 @@ def attention_vjp(
         traced = bring_to_form(tracing, *watched, **form, check_finite=False)
         arrays = (traced.query, traced.key, traced.value)
         plain = _with_arrays(replace(traced, backend=backend), *map(untraced, arrays))
-        cotangents = (
-            []
-            if plain.is_empty
-            else _pull_back(plain, parts, projections, _flat_cotangent(plain, cotangent, check_finite))
-        )
-        d_query, d_key, d_value = tracing.gradients(zip(arrays, cotangents), *watched)
+        flat = _flat_cotangent(plain, cotangent, check_finite)
+        cotangents = [] if plain.is_empty else _pull_back(plain, parts, projections, flat)
+        d_query, d_key, d_value = tracing.gradients(zip(arrays, cotangents, strict=False), *watched)
         return d_query, d_key, d_value
 
     return output, vjp
@@ -146,7 +143,9 @@ def _check_cotangent(query: Any, cotangent: Any, shape: tuple[int, ...], dtype: 
 def _flat_cotangent(problem: Problem, cotangent: Any, check_finite: bool) -> Array:
     """The cotangent by head, zero in hidden rows; raise where it is not finite."""
     xp = problem.xp
-    flat = xp.reshape(problem.backend.stop_gradient(cotangent), (problem.n_heads, problem.n_queries, -1))
+    flat = xp.reshape(
+        problem.backend.stop_gradient(cotangent), (*problem.query.shape[:2], problem.value.shape[-1])
+    )
     if problem.row_mask is not None:
         flat = xp.where(problem.row_mask[:, :, None], flat, 0.0)
     if check_finite and not bool(xp.all(xp.isfinite(flat))):

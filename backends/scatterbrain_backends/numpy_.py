@@ -21,11 +21,11 @@ class NumpyBackend(Backend):
     def scatter_add(self, total: Any, index: Any, rows: Any) -> Any:
         """`total` with rows added in place; NumPy's loops run along the longer side of `rows`."""
         width = math.prod(total.shape[1:])
-        sums, rows = total.reshape(-1, width), rows.reshape(-1, width)
-        if rows.shape[0] < width:
+        sums, rows = total.reshape(len(total), width), rows.reshape(len(rows), width)
+        if len(rows) < width:
             for i, row in zip(index, rows, strict=True):
                 sums[i] += row
         else:
             for c in range(width):
-                sums[:, c] += np.bincount(index, rows[:, c], sums.shape[0])
+                sums[:, c] += np.bincount(index, rows[:, c], len(sums))
         return sums.reshape(total.shape)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from array_api_compat import device, is_writeable_array
+from array_api_compat import is_writeable_array
 
 from scatterbrain_core._typing import Namespace
 from scatterbrain_core.backend import Backend
@@ -58,15 +58,17 @@ class Node:
         Called once with the summed cotangent.
     """
 
-    __slots__ = ("_is_own", "pull", "shape", "total")
+    __slots__ = ("_is_own", "is_done", "pull", "shape", "total")
 
     def __init__(self, shape: tuple[int, ...], pull: Callable[[Any], None]) -> None:
         self.shape, self.pull = shape, pull
         self.total: Any = None
+        self.is_done = False
         self._is_own = False  # whether no one else holds `total`, so that it may be overwritten
 
     def add(self, backend: Backend, cotangent: Any) -> None:
         """Add what one use of the value contributes."""
+        assert not self.is_done, "a value was used after it was pulled back"
         if isinstance(cotangent, AtKey | AtRows):
             self.total = cotangent.added_to(backend, self._own_total(backend.xp, cotangent))
         elif self.total is None:
@@ -122,7 +124,7 @@ class Tape:
         """Hand the cotangents back through all nodes from `start` on, last first, and drop these nodes."""
         while len(self._nodes) > start:
             node = self._nodes.pop()
-            cotangent, node.total = node.total, None
+            cotangent, node.total, node.is_done = node.total, None, True
             if cotangent is not None:
                 node.pull(cotangent)
 

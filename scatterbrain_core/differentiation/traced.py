@@ -41,18 +41,22 @@ class Traced:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
         return tuple(self.value.shape)
 
     @property
     def ndim(self) -> int:
+        """Number of its axes."""
         return int(self.value.ndim)
 
     @property
     def dtype(self) -> Any:
+        """Its dtype."""
         return self.value.dtype
 
     @property
     def device(self) -> Any:
+        """Its device."""
         return device(self.value)
 
     def __getitem__(self, key: Any) -> Any:
