@@ -136,7 +136,7 @@ def normalize(backend: Backend, partial: Partial) -> tuple[Array, Array]:
     seen = weight != 0  # true of NaN too: what is not finite must not pass for a row without keys
     weight = xp.where(seen, weight, 1.0)
     output = xp.where(seen[..., None], partial.acc[..., :-1] / weight[..., None], 0.0)
-    return output, xp.where(seen, xp.log(weight) + partial.ref, -math.inf)
+    return output, xp.where(seen, partial.ref + xp.log(weight), -math.inf)
 
 
 def _finite(backend: Backend, ref: Array) -> Array:
