@@ -214,7 +214,7 @@ def test_an_unrecorded_temporary_may_be_overwritten():
 
     def function():
         temporaries.append(x + 1.0)
-        return (tracing.exp_below(temporaries[-1], np.ones((2, 1))),)
+        return (tracing.exp_below(temporaries[-1], np.zeros((2, 1))),)
 
     (out,) = tracing.checkpoint(function)
     assert untraced(temporaries[0]) is untraced(out)
