@@ -60,6 +60,7 @@ LEDGER = {
     "normaliser": Entry(2),
     "coverage at 1.96": Entry(5),
     "coverage at 1": Entry(1),
+    "figure of theorem 2": Entry(5),
     "draws are normal": Entry(2),
     "draws are independent": Entry(1),
 }

@@ -55,7 +55,7 @@ def test_critical_values_have_the_level(trial):
     with pytest.raises(AssertionError, match="standard deviations"):
         alarms.compare_sum("trial", "beyond", 1.01 * accepted, alarms.Sum(4.0, 0.0, 100))
     with pytest.raises(AssertionError, match="larger sample"):
-        alarms.Sum(4.0, 8.0, 100).critical(1e-6)
+        alarms.Sum(4.0, 1.0, 100).critical(1e-6)
 
 
 def test_counts_are_rejected_by_exact_tails(trial):
