@@ -8,21 +8,26 @@ Hand in NumPy, CuPy, Torch, JAX or any array-API arrays and get the same back::
 """
 
 from scatterbrain_core._version import __version__
-from scatterbrain_core.attention import Cost, Estimate, attention, attention_matrix, estimate
-from scatterbrain_core.low_rank import PositiveFeatures
+from scatterbrain_core.attention import attention, attention_matrix, estimate
+from scatterbrain_core.estimates import Cost, Estimate
+from scatterbrain_core.low_rank import EluFeatures, PositiveFeatures, TrigonometricFeatures
+from scatterbrain_core.merging import merge
 from scatterbrain_core.method import Scatterbrain, methods
 from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
 
 __all__ = [
     "AllPairs",
     "Cost",
+    "EluFeatures",
     "Estimate",
     "PositiveFeatures",
     "RandomHyperplanes",
     "Scatterbrain",
+    "TrigonometricFeatures",
     "__version__",
     "attention",
     "attention_matrix",
     "estimate",
+    "merge",
     "methods",
 ]

@@ -3,88 +3,33 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from scatterbrain_core._checks import require_bool
 from scatterbrain_core._typing import Array, Seed
 from scatterbrain_core.dense import Block, far_block, map_blocks, near_block
+from scatterbrain_core.estimates import Cost, Estimate
 from scatterbrain_core.estimator import (
     Projections,
     draw,
+    feature_groups,
     feature_slices,
+    has_error,
     solve,
-    standard_error,
+    standard_errors,
     support_tables,
     total,
 )
 from scatterbrain_core.method import Scatterbrain, resolve_method
-from scatterbrain_core.normalization import normalize
-from scatterbrain_core.planning import plan, tile_shape
+from scatterbrain_core.normalization import finite, normalize
+from scatterbrain_core.planning import check_fitted, plan
 from scatterbrain_core.problem import Problem, make_problem
-from scatterbrain_core.rows import make_rows
+from scatterbrain_core.random import Draws
 from scatterbrain_core.sparse import RandomHyperplanes
 from scatterbrain_core.tiles import zeros
 
 # Groups of features from whose spread the standard error is estimated.
-ERROR_GROUPS = 16
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a call really used.
-
-    Attributes
-    ----------
-    pairs : float
-        Exact pairs of a query, the mean over all queries of all heads.
-    rank : int
-        Rank of the low-rank part: its number of features.
-    fraction : float
-        (pairs + rank) / Lk, to be compared with the budget.
-    n_bits, n_tables : int or None
-        K and T of the hashes; None without any.
-    """
-
-    pairs: float
-    rank: int
-    fraction: float
-    n_bits: int | None = None
-    n_tables: int | None = None
-
-    def __str__(self) -> str:
-        hashes = "" if self.n_bits is None else f", K = {self.n_bits} bits, T = {self.n_tables} tables"
-        return f"{self.pairs:.1f} pairs + rank {self.rank} a query = {self.fraction:.1%} of the keys{hashes}"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """An estimate of attention and what is known of it.
-
-    Attributes
-    ----------
-    output : array, shape (..., Lq, Dv)
-        What `attention` returns; zeros for a query that sees no key.
-    lse : array, shape (..., Lq)
-        Log of the normaliser, -inf for a query that sees no key.
-    stderr : array, shape (..., Lq, Dv), or None
-        Estimated standard error of `output`, given the support, from the spread of up to 16 groups of
-        features; to first order, so too small where a few features outweigh all others. NaN with a
-        single feature; None without random features, as where the budget is all keys.
-    cost : Cost
-        What was really used.
-    method : str
-        Name of the method, or repr of the `Scatterbrain` that was passed.
-    parts : Scatterbrain
-        The parts with all that the budget chose.
-    """
-
-    output: Any
-    lse: Any
-    stderr: Any
-    cost: Cost
-    method: str
-    parts: Scatterbrain
+ERROR_GROUPS = 32
 
 
 def attention(
@@ -106,7 +51,8 @@ def attention(
     Parameters
     ----------
     query : array, shape (..., Lq, D)
-        Of any library with the array API; float32 or float64.
+        Of any library with the array API; float16, bfloat16, float32 or float64. Half precision is worked in
+        float32.
     key : array, shape (..., Lk, D)
         Same library, device, dtype and leading axes.
     value : array, shape (..., Lk, Dv)
@@ -174,11 +120,11 @@ def attention(
         enable_gqa=enable_gqa,
         check_finite=check_finite,
     )
-    projections = draw(problem, parts, seed)
+    projections = draw(problem, parts, Draws(seed))
     if problem.is_empty:
         return _nothing(problem)[0]
     result = solve(problem, parts, projections, feature_slices(parts, 1))
-    return problem.unflatten(normalize(problem.backend, total(problem, result))[0])
+    return problem.as_output(normalize(problem.backend, total(problem, result))[0])
 
 
 def estimate(
@@ -226,19 +172,25 @@ def estimate(
         enable_gqa=enable_gqa,
         check_finite=check_finite,
     )
-    projections = draw(problem, parts, seed)
-    is_random = parts.low_rank is not None
+    draws = Draws(seed)
+    projections = draw(problem, parts, draws)
     if problem.is_empty:
         output, lse = _nothing(problem)
-        stderr = problem.xp.zeros_like(output) if is_random else None
-        return Estimate(output, lse, stderr, _cost(parts, 0.0, problem.n_keys), name, parts)
+        stderr = lse_stderr = None
+        if has_error(parts):
+            stderr, lse_stderr = zeros(problem.xp, tuple(output.shape), lse), lse
+        cost = _cost(parts, 0.0, problem.n_keys)
+        return Estimate(output, lse, stderr, lse_stderr, cost, name, parts, draws.seed)
     groups = feature_slices(parts, ERROR_GROUPS)
     result = solve(problem, parts, projections, groups, count_pairs=True)
     output, lse = normalize(problem.backend, total(problem, result))
-    stderr = problem.unflatten(standard_error(problem, result, groups)) if is_random else None
+    stderr = lse_stderr = None
+    if has_error(parts):
+        stderr, lse_stderr = map(problem.unflatten, standard_errors(problem, result, groups))
+    output, lse = problem.as_output(output), problem.unflatten(lse)
     pairs = float(problem.xp.mean(problem.backend.stop_gradient(result.pairs)))
     cost = _cost(parts, pairs, problem.n_keys)
-    return Estimate(problem.unflatten(output), problem.unflatten(lse), stderr, cost, name, parts)
+    return Estimate(output, lse, stderr, lse_stderr, cost, name, parts, draws.seed)
 
 
 def attention_matrix(
@@ -299,11 +251,11 @@ def attention_matrix(
         enable_gqa=enable_gqa,
         check_finite=check_finite,
     )
-    projections = draw(problem, parts, seed)
+    projections = draw(problem, parts, Draws(seed))
     if problem.is_empty:
         shape = (*problem.lead, problem.n_queries, problem.n_keys)
-        return zeros(problem.xp, shape, problem.query)
-    return problem.unflatten(_weights(problem, parts, projections, normalize))
+        return problem.in_dtype(zeros(problem.xp, shape, problem.query))
+    return problem.as_output(_weights(problem, parts, projections, normalize))
 
 
 def _prepare(
@@ -312,40 +264,44 @@ def _prepare(
     """The checked problem, the method's name and its planned parts."""
     problem = make_problem(query, key, value, **arguments)
     name, parts = resolve_method(method)
-    return problem, name, plan(parts, budget, problem.n_keys)
+    parts = plan(parts, budget, problem.n_keys, problem.query.shape[-1])
+    check_fitted(problem, parts)
+    return problem, name, parts
 
 
 def _nothing(problem: Problem) -> tuple[Array, Array]:
     """Output and log-normaliser where there is no query or no key."""
     lead = (*problem.lead, problem.n_queries)
     output = zeros(problem.xp, (*lead, problem.value.shape[-1]), problem.query)
-    return output, zeros(problem.xp, lead, problem.query) - math.inf
+    return problem.in_dtype(output), zeros(problem.xp, lead, problem.query) - math.inf
 
 
 def _cost(parts: Scatterbrain, pairs: float, n_keys: int) -> Cost:
     rank = parts.rank
     fraction = (pairs + rank) / max(n_keys, 1)
     if isinstance(parts.sparse, RandomHyperplanes):
-        return Cost(pairs, rank, fraction, parts.sparse.n_bits, parts.sparse.n_tables)
-    return Cost(pairs, rank, fraction)
+        return Cost(pairs, rank, fraction, n_keys, parts.sparse.n_bits, parts.sparse.n_tables)
+    return Cost(pairs, rank, fraction, n_keys)
 
 
 def _weights(problem: Problem, parts: Scatterbrain, projections: Projections, is_normalized: bool) -> Array:
     xp = problem.xp
     tables = support_tables(problem, parts, projections)
-    groups = feature_slices(parts, 1)
-    tile = tile_shape(problem, parts)
-    rows = [make_rows(problem, tile, parts.low_rank, projections.features, group) for group in groups]
+    features = feature_groups(problem, parts, projections, feature_slices(parts, 1))
 
     def of_block(block: Block) -> tuple[Array, ...]:
-        logs = near_block(problem, block)
-        for group in rows:
-            logs = xp.where(block.support, logs, far_block(problem, group, block))
+        logs, factor = near_block(problem, block)
+        for group in features:
+            far, factor = far_block(problem, group, block)
+            logs = xp.where(block.support, logs, far)
+        if factor is not None:
+            factor = xp.where(block.support, 1.0, factor)
         if not is_normalized:
-            return (xp.exp(logs),)
+            return (xp.exp(logs) if factor is None else xp.exp(logs) * factor,)
         top = problem.backend.stop_gradient(xp.max(logs, axis=-1))
-        weights = xp.exp(logs - xp.where(top == -math.inf, 0.0, top)[..., None])
+        weights = xp.exp(logs - finite(problem.backend, top)[..., None])
+        weights = weights if factor is None else weights * factor
         sums = xp.sum(weights, axis=-1)[..., None]
-        return (weights / xp.where(sums > 0, sums, 1.0),)
+        return (weights / xp.where(sums == 0, 1.0, sums),)
 
     return map_blocks(problem, tables, of_block)[0]

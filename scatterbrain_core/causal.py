@@ -18,7 +18,6 @@ from scatterbrain_core.tiles import (
     Sorted,
     Table,
     cut,
-    gather,
     integers,
     longest_run,
     positions,
@@ -50,11 +49,11 @@ def prefix_partial(backend: Backend, rows: Rows, joint: Sorted, hi: Array) -> Pa
     n_full = (xp.take(hi, first) - start) // tile_keys  # blocks that the first query sees whole, so all do
     edge = start + n_full * tile_keys
     past = state_at(backend, states, keys, edge - 1, n_full > 0)
-    whole = apply_states(backend, gather(xp, rows.low_rank().query, blocks.rows), past)
+    whole = apply_states(backend, rows, blocks, past)
 
     lo = unblock(xp, blocks, order, xp.broadcast_to(edge[:, None], blocks.rows.shape))
     last = interval_partial(
-        backend, blocks, joint.key_order, lo, hi, rows.low_rank(), rows.weighted_value, tile_keys
+        backend, blocks, joint.key_order, lo, hi, rows.low_rank_pairs(), rows.weighted_value, tile_keys
     )
     return unblock_partial(backend, blocks, order, merge(backend, whole, last))
 

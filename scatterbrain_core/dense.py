@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from scatterbrain_core._typing import Array
-from scatterbrain_core.low_rank.positive_features import log_kernel
 from scatterbrain_core.normalization import Partial, softmax_partial
 from scatterbrain_core.problem import Problem
-from scatterbrain_core.rows import Rows, exact_logits
+from scatterbrain_core.rows import Features, Rows, exact_weights
 from scatterbrain_core.tiles import Table, integers, piece_size
 
 
@@ -67,9 +66,9 @@ def map_blocks(
     return [xp.concat(column, axis=0) for column in zip(*by_heads, strict=True)]
 
 
-def near_block(problem: Problem, block: Block) -> Array:
-    """Exact logits of a block, -inf off the support."""
-    return exact_logits(
+def near_block(problem: Problem, block: Block) -> tuple[Array, Array | None]:
+    """Exact logits of a block, -inf off the support, and no factor."""
+    return exact_weights(
         problem.backend,
         problem.query[block.heads, block.rows, :],
         problem.key[block.heads, ...],
@@ -77,19 +76,18 @@ def near_block(problem: Problem, block: Block) -> Array:
     )
 
 
-def far_block(problem: Problem, rows: Rows, block: Block) -> Array:
-    """Log of the low-rank weights of a block, -inf on the support."""
-    xp, pairs = problem.xp, rows.low_rank()
-    query = xp.reshape(pairs.query, (problem.n_heads, problem.n_queries, -1))[block.heads, block.rows, :]
-    key = xp.reshape(pairs.key, (problem.n_heads, problem.n_keys, -1))[block.heads, ...]
-    return log_kernel(problem.backend, query, key, block.visible & ~block.support)
+def far_block(problem: Problem, features: Features, block: Block) -> tuple[Array, Array | None]:
+    """Low-rank weights of a block as exp(logit) * factor, logit -inf on the support."""
+    query = features.query[block.heads, block.rows, :]
+    key = features.key[block.heads, ...]
+    return features.kernel.pairs(problem.backend, query, key, block.visible & ~block.support)
 
 
-def block_partial(problem: Problem, rows: Rows, block: Block, logits: Array) -> Partial:
-    """Partial result of a block, shape (h, r), from its logits."""
-    xp = problem.xp
-    values = xp.reshape(rows.weighted_value, (problem.n_heads, problem.n_keys, -1))
-    return softmax_partial(problem.backend, logits, values[block.heads, ...])
+def block_partial(problem: Problem, rows: Rows, block: Block, weights: tuple[Array, Array | None]) -> Partial:
+    """Partial result of a block, shape (h, r), from its weights."""
+    values = problem.xp.reshape(rows.weighted_value, (problem.n_heads, problem.n_keys, -1))
+    logits, factor = weights
+    return softmax_partial(problem.backend, logits, values[block.heads, ...], factor)
 
 
 def _visible(problem: Problem, heads: slice, rows: slice) -> Array:

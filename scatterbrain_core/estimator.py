@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import Any
 
-from scatterbrain_core._typing import Array, Seed
+from scatterbrain_core._typing import Array
 from scatterbrain_core.causal import causal_far_field_of_all, causal_far_field_of_one_table
 from scatterbrain_core.dense import Block, block_partial, far_block, map_blocks, near_block
 from scatterbrain_core.far_field import far_field_of_all, far_field_of_one_table, less_later_tables
@@ -15,7 +17,7 @@ from scatterbrain_core.normalization import Partial, merge, normalize, nothing_s
 from scatterbrain_core.planning import tile_shape
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.random import Draws, to_device
-from scatterbrain_core.rows import Rows, make_rows
+from scatterbrain_core.rows import Features, Rows, make_features, make_rows
 from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
 from scatterbrain_core.sparse_correction import near_field, pairs_per_query
 from scatterbrain_core.tiles import Table, positions, zeros
@@ -26,9 +28,9 @@ HEAD_GROUP_ELEMENTS = 2**25
 
 @dataclass(frozen=True)
 class Projections:
-    """The random draws of one call, on the device; None where a part draws nothing."""
+    """The random draws of one call, on the device."""
 
-    features: Array | None
+    features: tuple[Array, ...]
     hashes: Array | None
 
 
@@ -51,24 +53,27 @@ class Result:
     pairs: Array
 
 
-def draw(problem: Problem, method: Scatterbrain, seed: Seed) -> Projections:
+def draw(problem: Problem, method: Scatterbrain, draws: Draws) -> Projections:
     """All draws of a planned method; its two parts never share any."""
-    draws, dim = Draws(seed), problem.query.shape[-1]
-    features = hashes = None
+    dim = problem.query.shape[-1]
+    features: tuple[Any, ...] = ()
+    hashes = None
     if method.low_rank is not None:
-        features = to_device(problem.xp, method.low_rank.draw(draws, dim), problem.query)
+        drawn = method.low_rank.draw(draws.feature_generator(), dim)
+        features = tuple(to_device(problem.xp, x, problem.query) for x in drawn)
     if isinstance(method.sparse, RandomHyperplanes):
-        hashes = to_device(problem.xp, method.sparse.draw(draws, dim), problem.query)
+        hashes = to_device(problem.xp, method.sparse.draw(draws.hash_generator(), dim), problem.query)
     return Projections(features, hashes)
 
 
 def feature_slices(method: Scatterbrain, n_groups: int) -> list[slice]:
     """The features in at most `n_groups` nearly equal groups; none without a low-rank part."""
-    rank = method.rank
-    if rank == 0:
+    if method.low_rank is None:
         return []
-    n_groups = min(n_groups, rank)
-    edges = [rank * g // n_groups for g in range(n_groups + 1)]
+    unit = method.low_rank.unit
+    n_rows = method.rank // unit
+    n_groups = min(n_groups, n_rows)
+    edges = [unit * (n_rows * g // n_groups) for g in range(n_groups + 1)]
     return [slice(first, last) for first, last in pairwise(edges)]
 
 
@@ -127,14 +132,23 @@ def _solve_heads(
     tables = support_tables(problem, method, projections)
     tile = tile_shape(problem, method)
     rows = make_rows(problem, tile)
-    rows_of_groups = [
-        make_rows(problem, tile, method.low_rank, projections.features, group) for group in groups
-    ]
+    features = feature_groups(problem, method, projections, groups)
     if tables is None or problem.dense_mask is not None:
-        result = _solve_dense(problem, tables, rows, rows_of_groups)
+        result = _solve_dense(problem, tables, rows, features)
     else:
+        rows_of_groups = [make_rows(problem, tile, group) for group in features]
         result = _solve_tiled(problem, tables, rows, rows_of_groups, count_pairs)
     return result if problem.row_mask is None else _without_hidden_rows(problem, problem.row_mask, result)
+
+
+def feature_groups(
+    problem: Problem, method: Scatterbrain, projections: Projections, groups: Sequence[slice]
+) -> list[Features]:
+    """Features of queries and keys, a group at a time; none without a low-rank part."""
+    if method.low_rank is None:
+        return []
+    features = make_features(problem, method.low_rank, projections.features)
+    return [features] if len(groups) == 1 else [features.group(problem.xp, group) for group in groups]
 
 
 def support_tables(problem: Problem, method: Scatterbrain, projections: Projections) -> list[Table] | None:
@@ -191,15 +205,13 @@ def _solve_dense(
     problem: Problem,
     tables: list[Table] | None,
     rows: Rows,
-    rows_of_groups: list[Rows],
+    features: list[Features],
 ) -> Result:
     xp = problem.xp
 
     def of_block(block: Block) -> tuple[Array, ...]:
-        parts = [block_partial(problem, rows, block, near_block(problem, block))]
-        parts += [
-            block_partial(problem, group, block, far_block(problem, group, block)) for group in rows_of_groups
-        ]
+        weights = [near_block(problem, block), *(far_block(problem, group, block) for group in features)]
+        parts = [block_partial(problem, rows, block, of_part) for of_part in weights]
         pairs = xp.sum(xp.astype(block.support, problem.query.dtype), axis=-1)
         return (pairs, *(x for part in parts for x in (part.ref, part.acc)))
 
@@ -221,26 +233,45 @@ def total(problem: Problem, result: Result) -> Partial:
     return merge(problem.backend, result.near, *result.far)
 
 
-def standard_error(problem: Problem, result: Result, groups: Sequence[slice]) -> Array:
-    """Estimated standard error of the output, shape (H, Lq, Dv), from the spread of the feature groups.
+def has_error(method: Scatterbrain) -> bool:
+    """Whether the output has a standard error: whether the features are random."""
+    return method.low_rank is not None and method.low_rank.is_random
 
-    The output is a ratio; to first order (the delta method) group g moves it by
-    r_g = (numerator_g - output * denominator_g) / denominator, and the groups are independent.
+
+def standard_errors(problem: Problem, result: Result, groups: Sequence[slice]) -> tuple[Array, Array]:
+    """Standard errors of the output (H, Lq, Dv) and of its lse (H, Lq), by a jackknife over the groups.
+
+    Without group g, and the others weighted up to all m features, the denominator is `left_g` times what it
+    was and the output moves by (r_g - ω_g R) / ((1 - ω_g) left_g), where r_g = x_g - output * y_g over the
+    denominator, R is the sum of all r_g and ω_g the group's share of the features.
     """
-    backend = problem.backend
-    whole = total(problem, result)
-    output, lse = normalize(backend, whole)
-    moves = []
-    for far in result.far:
-        acc = scaled(backend, far, lse)
-        moves.append(acc[..., :-1] - output * acc[..., -1:])
+    xp, backend = problem.xp, problem.backend
+    output, lse = normalize(backend, total(problem, result))
+    if len(groups) == 1:
+        return output * float("nan"), lse * float("nan")
+    near = scaled(backend, result.near, lse)[..., -1]
+    parts = [scaled(backend, far, lse) for far in result.far]
+    shares = [(group.stop - group.start) / groups[-1].stop for group in groups]
+    moves = [acc[..., :-1] - output * acc[..., -1:] for acc in parts]
     drift = sum(moves[1:], start=moves[0])
-    rank = groups[-1].stop
-    squares = [
-        (move - drift * ((group.stop - group.start) / rank)) ** 2
-        for move, group in zip(moves, groups, strict=True)
-    ]
-    n_groups = len(groups)
-    if n_groups == 1:
-        return output * float("nan")
-    return problem.xp.sqrt(sum(squares[1:], start=squares[0]) * (n_groups / (n_groups - 1)))
+    others = _sums_of_others([acc[..., -1] for acc in parts])
+    seen = lse != -math.inf
+    squares, log_squares = [], []
+    for move, share, other in zip(moves, shares, others, strict=True):
+        left = xp.where(seen, near + other / (1 - share), 1.0)
+        held = left != 0
+        left = xp.where(held, left, 1.0)
+        step = (move - share * drift) / ((1 - share) * left[..., None])
+        squares.append(xp.where(held[..., None], step**2, math.inf))
+        # Signed features may leave a negative weight, which has no log.
+        log_left = xp.where(left > 0, xp.log(xp.where(left > 0, left, 1.0)), math.nan)
+        log_squares.append(xp.where(held, log_left**2, math.inf))
+    factor = (len(groups) - 1) / len(groups)
+    return tuple(xp.sqrt(factor * sum(x[1:], start=x[0])) for x in (squares, log_squares))
+
+
+def _sums_of_others(terms: list[Array]) -> list[Array]:
+    """For each term the sum of all others, without subtracting it."""
+    before = list(accumulate(terms[:-1], initial=terms[0] * 0))
+    after = list(accumulate(terms[:0:-1], initial=terms[0] * 0))[::-1]
+    return [first + last for first, last in zip(before, after, strict=True)]

@@ -8,12 +8,11 @@ summed again pair by pair.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from scatterbrain_core._typing import Array
 from scatterbrain_core.backend import Backend
-from scatterbrain_core.normalization import Partial, merge, running_merge, scaled, select, softmax_partial
+from scatterbrain_core.normalization import Partial, merge, running_merge, scaled, select
 from scatterbrain_core.rows import Rows
 from scatterbrain_core.sparse_correction import (
     first_occurrences,
@@ -29,34 +28,26 @@ MAX_CANCELLATION = 4.0
 
 def feature_states(backend: Backend, rows: Rows, blocks: Blocks) -> Partial:
     """For every block of keys and feature c, the sum of φ_c(k_j) (v_j, 1): `ref` of shape (n_blocks, m)."""
-    xp = backend.xp
-    logs = xp.matrix_transpose(gather(xp, rows.low_rank().key, blocks.rows))
-    logs = xp.where(blocks.filled[:, None, :], logs, -math.inf)
-    return softmax_partial(backend, logs, gather(xp, rows.weighted_value, blocks.rows))
+    xp, features = backend.xp, rows.low_rank()
+    key = features.kernel.hide(xp, gather(xp, features.key, blocks.rows), blocks.filled)
+    return features.kernel.states(backend, key, gather(xp, rows.weighted_value, blocks.rows))
 
 
-def apply_states(backend: Backend, log_query: Array, states: Partial) -> Partial:
-    """Queries against virtual keys, one a feature: logit log φ_c(q) + ref_c, value acc_c.
-
-    Parameters
-    ----------
-    log_query : array, shape (..., Lq, m)
-    states : Partial
-        `ref` of shape (..., m), `acc` of shape (..., m, Dv + 1).
-    """
-    return softmax_partial(backend, log_query + states.ref[..., None, :], states.acc)
+def apply_states(backend: Backend, rows: Rows, blocks: Blocks, states: Partial) -> Partial:
+    """Blocks of queries against virtual keys, one a feature: `ref` of shape (n_blocks, size)."""
+    features = rows.low_rank()
+    return features.kernel.apply(backend, gather(backend.xp, features.query, blocks.rows), states)
 
 
 def far_field_of_all(backend: Backend, rows: Rows) -> Partial:
     """Low-rank partial result of every query row over all keys of its head (an empty support)."""
     xp = backend.xp
-    pairs = rows.low_rank()
+    features = rows.low_rank()
     query, key, weighted_value = (
-        xp.reshape(x, (rows.n_heads, -1, x.shape[-1])) for x in (pairs.query, pairs.key, rows.weighted_value)
+        xp.reshape(x, (rows.n_heads, -1, x.shape[-1]))
+        for x in (features.query, features.key, rows.weighted_value)
     )
-    # Adding zero makes the temporary that may be overwritten.
-    states = softmax_partial(backend, xp.matrix_transpose(key) + 0.0, weighted_value)
-    part = apply_states(backend, query, states)
+    part = features.kernel.apply(backend, query, features.kernel.states(backend, key, weighted_value))
     return Partial(xp.reshape(part.ref, (-1,)), xp.reshape(part.acc, (-1, part.acc.shape[-1])))
 
 
@@ -83,8 +74,7 @@ def far_field_of_one_table(backend: Backend, rows: Rows, table: Table) -> Partia
         state_at(backend, before, keys, lo - 1, lo > query_head * rows.n_keys),
         state_at(backend, after, keys, hi, hi < (query_head + 1) * rows.n_keys),
     )
-    part = apply_states(backend, gather(xp, rows.low_rank().query, blocks.rows), far)
-    return unblock_partial(backend, blocks, order, part)
+    return unblock_partial(backend, blocks, order, apply_states(backend, rows, blocks, far))
 
 
 def _reverse(backend: Backend, part: Partial) -> Partial:
@@ -114,12 +104,14 @@ def less_later_tables(
         How many keys of its head, by position, each query row may see.
     """
     xp = backend.xp
-    extra = first_occurrences(backend, rows, tables, 1, rows.low_rank())
+    extra = first_occurrences(backend, rows, tables, 1, rows.low_rank_pairs())
     ref = xp.maximum(xp.maximum(near.ref, far.ref), extra.ref)
     near_acc, far_acc, extra_acc = (scaled(backend, part, ref) for part in (near, far, extra))
     rest = Partial(ref, far_acc - extra_acc)
     kept = near_acc[:, -1] + rest.acc[:, -1]
     unsafe = backend.stop_gradient(extra_acc[:, -1] > MAX_CANCELLATION * kept)
+    if not rows.low_rank().kernel.is_positive:
+        unsafe = unsafe | ~unsafe  # signed sums say nothing of what they lose
     count = int(xp.sum(xp.astype(unsafe, integers(xp, 1, ref).dtype)))
     if count == 0:
         return rest
@@ -146,7 +138,7 @@ def _far_field_of_rows(
         integers(xp, rows.key.shape[0], chosen),
         first,
         first + seen,
-        rows.low_rank(),
+        rows.low_rank_pairs(),
         rows.weighted_value,
         rows.tile[1],
         tables,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scatterbrain_core._checks import type_name
-from scatterbrain_core.low_rank import PositiveFeatures
+from scatterbrain_core.low_rank import FeatureMap, PositiveFeatures
 from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
 
 
@@ -22,7 +22,7 @@ class Scatterbrain:
 
     Parameters
     ----------
-    low_rank : PositiveFeatures or None
+    low_rank : FeatureMap or None
         The low-rank part, L; None leaves out what is off the support.
     sparse : RandomHyperplanes, AllPairs or None
         The support, S; None is empty.
@@ -40,12 +40,15 @@ class Scatterbrain:
     Algorithm 1.
     """
 
-    low_rank: PositiveFeatures | None = None
+    low_rank: FeatureMap | None = None
     sparse: RandomHyperplanes | AllPairs | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.low_rank, PositiveFeatures | None):
-            raise TypeError(f"low_rank must be PositiveFeatures or None, got {type_name(self.low_rank)}")
+        if not isinstance(self.low_rank, FeatureMap | None):
+            raise TypeError(
+                "low_rank must be a feature map (PositiveFeatures, TrigonometricFeatures, EluFeatures) or "
+                f"None, got {type_name(self.low_rank)}"
+            )
         if not isinstance(self.sparse, RandomHyperplanes | AllPairs | None):
             raise TypeError(
                 f"sparse must be RandomHyperplanes, AllPairs or None, got {type_name(self.sparse)}"
@@ -56,6 +59,13 @@ class Scatterbrain:
             raise ValueError(
                 f"low_rank must be None with AllPairs, which leaves it nothing, got {self.low_rank}"
             )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether anything is drawn."""
+        return isinstance(self.sparse, RandomHyperplanes) or (
+            self.low_rank is not None and self.low_rank.is_random
+        )
 
     @property
     def rank(self) -> int:

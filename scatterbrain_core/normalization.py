@@ -31,7 +31,9 @@ class Partial:
     acc: Array
 
 
-def softmax_partial(backend: Backend, logits: Array, weighted_values: Array) -> Partial:
+def softmax_partial(
+    backend: Backend, logits: Array, weighted_values: Array, factor: Array | None = None
+) -> Partial:
     """Partial result of the keys whose logits stand along the last axis.
 
     Parameters
@@ -40,10 +42,13 @@ def softmax_partial(backend: Backend, logits: Array, weighted_values: Array) -> 
         A temporary that may be overwritten; -inf hides a key.
     weighted_values : array, shape (..., n, Dv + 1)
         Values with their weights as last column.
+    factor : array, shape (..., Lq, n), optional
+        Weights are exp(logits) * factor, which may be negative.
     """
     xp = backend.xp
     ref = xp.max(backend.stop_gradient(logits), axis=-1)
-    weights = backend.exp_below(logits, _finite(backend, ref)[..., None])
+    weights = backend.exp_below(logits, finite(backend, ref)[..., None])
+    weights = weights if factor is None else weights * factor
     return Partial(ref, xp.matmul(weights, weighted_values))
 
 
@@ -58,7 +63,7 @@ def merge(backend: Backend, first: Partial, *others: Partial) -> Partial:
 
 def scaled(backend: Backend, partial: Partial, ref: Array) -> Array:
     """The accumulator of `partial` in units of exp(ref)."""
-    return partial.acc * backend.xp.exp(partial.ref - _finite(backend, ref))[..., None]
+    return partial.acc * backend.xp.exp(partial.ref - finite(backend, ref))[..., None]
 
 
 def running_merge(backend: Backend, parts: Partial, segment: Array, longest: int) -> Partial:
@@ -116,8 +121,11 @@ def normalize(backend: Backend, partial: Partial) -> tuple[Array, Array]:
     seen = weight != 0  # true of NaN too: what is not finite must not pass for a row without keys
     weight = xp.where(seen, weight, 1.0)
     output = xp.where(seen[..., None], partial.acc[..., :-1] / weight[..., None], 0.0)
-    return output, xp.where(seen, partial.ref + xp.log(weight), -math.inf)
+    # Signed features may make a weight negative: it has no log.
+    log_weight = xp.log(xp.where(weight < 0, 1.0, weight))
+    return output, xp.where(seen, partial.ref + xp.where(weight < 0, math.nan, log_weight), -math.inf)
 
 
-def _finite(backend: Backend, ref: Array) -> Array:
+def finite(backend: Backend, ref: Array) -> Array:
+    """A reference to subtract: 0 where no key was seen."""
     return backend.xp.where(ref == -math.inf, 0.0, ref)

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from scatterbrain_core._checks import require_real
-from scatterbrain_core.low_rank import PositiveFeatures
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
@@ -23,7 +22,7 @@ def check_budget(budget: Any) -> float:
     return fraction
 
 
-def plan(method: Scatterbrain, budget: Any, n_keys: int) -> Scatterbrain:
+def plan(method: Scatterbrain, budget: Any, n_keys: int, dim: int) -> Scatterbrain:
     """The same method with everything chosen that its parts leave open.
 
     What is chosen depends on the budget and the number of keys alone, never on the data: so a head's
@@ -34,6 +33,8 @@ def plan(method: Scatterbrain, budget: Any, n_keys: int) -> Scatterbrain:
     budget : float
         Exact pairs + rank of the low-rank part a query, as a fraction of `n_keys`. At least one entry is
         kept; a support has at most the pairs left beside the features.
+    dim : int
+        D, the rank of `EluFeatures`.
 
     Raises
     ------
@@ -43,13 +44,14 @@ def plan(method: Scatterbrain, budget: Any, n_keys: int) -> Scatterbrain:
     entries = max(1, math.floor(check_budget(budget) * n_keys))
     low_rank, sparse = method.low_rank, method.sparse
     if not isinstance(sparse, RandomHyperplanes):
-        return Scatterbrain(None if low_rank is None else low_rank.planned(entries), sparse)
-    if sparse == RandomHyperplanes() and low_rank in (None, PositiveFeatures()) and entries >= n_keys:
+        return Scatterbrain(None if low_rank is None else low_rank.planned(entries, dim), sparse)
+    is_open = sparse == RandomHyperplanes() and (low_rank is None or low_rank.is_open)
+    if is_open and entries >= n_keys:
         return Scatterbrain(sparse=AllPairs())
-    if low_rank == PositiveFeatures() and sparse == RandomHyperplanes() and entries == 1:
-        return Scatterbrain(low_rank=low_rank.planned(1))
+    if is_open and low_rank is not None and entries == 1:
+        return Scatterbrain(low_rank=low_rank.planned(1, dim))
     if low_rank is not None:
-        low_rank = low_rank.planned(max(1, round(LOW_RANK_SHARE * entries)))
+        low_rank = low_rank.planned(max(1, round(LOW_RANK_SHARE * entries)), dim)
     pairs = entries - Scatterbrain(low_rank, sparse).rank
     if sparse.is_open and pairs < (sparse.n_tables or 1) and n_keys > 0:
         raise ValueError(
@@ -57,6 +59,18 @@ def plan(method: Scatterbrain, budget: Any, n_keys: int) -> Scatterbrain:
             f"{n_keys} keys for {low_rank} and {sparse}; raise it, or say max_bucket or n_bits"
         )
     return Scatterbrain(low_rank, sparse.planned(max(1, pairs), n_keys))
+
+
+def check_fitted(problem: Problem, method: Scatterbrain) -> None:
+    """Raise where a part would take statistics of what a mask hides from some query alone."""
+    if not problem.is_causal and problem.dense_mask is None:
+        return
+    if method.low_rank is not None and method.low_rank.is_fitted:
+        hides = "is_causal=True" if problem.is_causal else "attn_mask"
+        raise ValueError(
+            f"low_rank must not take statistics of all queries and keys where {hides} hides some of them "
+            f"from some queries only, got {method.low_rank}"
+        )
 
 
 def tile_shape(problem: Problem, method: Scatterbrain) -> tuple[int, int]:

@@ -12,7 +12,8 @@ from scatterbrain_core._checks import require_bool, require_real
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import Backend, backend_of
 
-DTYPES = ("float32", "float64")
+# Half precision is worked in float32 and rounded once, at the end.
+WORKED_IN = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Problem:
     backend : Backend
     lead : tuple of int
         Leading axes of query, flattened to H heads below.
+    dtype : dtype
+        Of the arrays that came; those below are at least float32.
     query : array, shape (H, Lq, D)
         Times sign(scale) * sqrt(abs(scale)), so that the logits are query · key.
     key : array, shape (H, Lk, D)
@@ -43,6 +46,7 @@ class Problem:
 
     backend: Backend
     lead: tuple[int, ...]
+    dtype: Any
     query: Array
     key: Array
     value: Array
@@ -97,6 +101,14 @@ class Problem:
         """(H, Lq, ...) back to (..., Lq, ...)."""
         return self.xp.reshape(rows, self.lead + rows.shape[1:])
 
+    def in_dtype(self, x: Array) -> Array:
+        """`x` in the dtype of the arrays that came."""
+        return self.xp.astype(x, self.dtype, copy=False)
+
+    def as_output(self, rows: Array) -> Array:
+        """(H, Lq, ...) back to (..., Lq, ...), in the dtype of the arrays that came."""
+        return self.in_dtype(self.unflatten(rows))
+
 
 def make_problem(
     query: Any,
@@ -120,7 +132,7 @@ def make_problem(
         require_bool(name, flag)
     arrays = {"query": query, "key": key, "value": value}
     backend = backend_of(**arrays, **({} if attn_mask is None else {"attn_mask": attn_mask}))
-    _check_dtypes(backend.xp, arrays)
+    _check_dtypes(arrays)
     _check_devices(arrays if attn_mask is None else arrays | {"attn_mask": attn_mask})
     _check_shapes(query, key, value, enable_gqa)
     factor = _check_scale(scale, query.shape[-1])
@@ -134,10 +146,15 @@ def make_problem(
     return _scaled(problem, factor)
 
 
-def _check_dtypes(xp: Namespace, arrays: dict[str, Any]) -> None:
+def dtype_name(x: Any) -> str:
+    """Name of an array's dtype, whatever its library: 'float32', 'bfloat16', ..."""
+    return str(x.dtype).rpartition(".")[2]
+
+
+def _check_dtypes(arrays: dict[str, Any]) -> None:
     for name, x in arrays.items():
-        if not any(x.dtype == getattr(xp, dtype) for dtype in DTYPES):
-            raise TypeError(f"{name} must have dtype {' or '.join(DTYPES)}, got {x.dtype}")
+        if dtype_name(x) not in WORKED_IN:
+            raise TypeError(f"{name} must have dtype {', '.join(WORKED_IN)}, got {x.dtype}")
     if any(x.dtype != arrays["query"].dtype for x in arrays.values()):
         got = ", ".join(f"{name} {x.dtype}" for name, x in arrays.items())
         raise TypeError(f"query, key and value must have one dtype, got {got}; nothing is cast")
@@ -209,8 +226,12 @@ def _repeat_heads(xp: Namespace, query: Any, x: Any) -> Any:
 
 def _flatten(backend: Backend, query: Any, key: Any, value: Any, attn_mask: Any, is_causal: bool) -> Problem:
     xp, lead = backend.xp, tuple(query.shape[:-2])
-    query, key, value = (xp.reshape(x, (math.prod(lead), *x.shape[-2:])) for x in (query, key, value))
-    problem = Problem(backend, lead, query, key, value, None, None, None, [], is_causal)
+    dtype, worked_in = query.dtype, getattr(xp, WORKED_IN[dtype_name(query)])
+    query, key, value = (
+        xp.reshape(xp.astype(x, worked_in, copy=False), (math.prod(lead), *x.shape[-2:]))
+        for x in (query, key, value)
+    )
+    problem = Problem(backend, lead, dtype, query, key, value, None, None, None, [], is_causal)
     if attn_mask is None:
         return problem
     shape = (1,) * (len(lead) + 2 - attn_mask.ndim) + tuple(attn_mask.shape)

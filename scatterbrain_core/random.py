@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from scatterbrain_core._checks import as_index, type_name
 from scatterbrain_core._typing import Array, Namespace, Seed
 
+Host: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+
 
 class Draws:
-    """Independent streams of standard normal numbers, one a purpose.
+    """Two independent streams of random numbers, one a part of the method.
 
     The low-rank part and the sparse part never share projections: the estimator is unbiased only when
     the feature map is independent of the support (arXiv 2110.15343, Theorem 2).
@@ -19,7 +22,12 @@ class Draws:
     Parameters
     ----------
     seed : int or numpy.random.Generator
-        A non-negative int gives the same draws at every call; a generator moves on.
+        A non-negative int gives the same draws at every call; a generator gives an int and moves on.
+
+    Attributes
+    ----------
+    seed : int
+        The int that gives these draws again.
 
     Raises
     ------
@@ -28,30 +36,65 @@ class Draws:
     """
 
     def __init__(self, seed: Seed) -> None:
-        features, hashes = _generator(seed).integers(0, 2**63, size=2)
+        self.seed = _as_int(seed)
+        features, hashes = np.random.default_rng(self.seed).integers(0, 2**63, size=2)
         self._features, self._hashes = int(features), int(hashes)
 
-    def features(self, *shape: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Standard normal numbers of the low-rank part, the same at every call."""
-        return np.random.default_rng(self._features).standard_normal(shape)
+    def feature_generator(self) -> np.random.Generator:
+        """Generator of the low-rank part, from its start."""
+        return np.random.default_rng(self._features)
 
-    def hashes(self, *shape: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Standard normal numbers of the sparse part, the same at every call."""
-        return np.random.default_rng(self._hashes).standard_normal(shape)
+    def hash_generator(self) -> np.random.Generator:
+        """Generator of the sparse part, from its start."""
+        return np.random.default_rng(self._hashes)
 
 
-def _generator(seed: Seed) -> np.random.Generator:
+def _as_int(seed: Seed) -> int:
     if isinstance(seed, np.random.Generator):
-        return seed
+        return int(seed.integers(0, 2**63))
     number = as_index(seed)
     if number is None:
         raise TypeError(f"seed must be an int or a numpy.random.Generator, got {type_name(seed)}")
     if number < 0:
         raise ValueError(f"seed must not be negative, got {number}")
-    return np.random.default_rng(number)
+    return number
 
 
-def to_device(xp: Namespace, draws: np.ndarray[Any, Any], like: Array) -> Array:
+def normal_rows(generator: np.random.Generator, n: int, dim: int, coupling: str) -> Host:
+    """Standard normal vectors as rows, shape (n, dim), coupled or not within blocks of `dim`.
+
+    Parameters
+    ----------
+    coupling : str
+        "independent"; "orthogonal": pairwise at right angles (arXiv 2009.14794, section 2.3); "simplex":
+        pairwise at the angle of a simplex, cosine -1/(dim - 1) (arXiv 2301.13856, section 3). Norms stay
+        independent, so that every row alone is standard normal.
+    """
+    rows = generator.standard_normal((n, dim))
+    if coupling == "independent":
+        return rows
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    blocks = [_rotation(generator, dim) for _ in range(0, n, dim)]
+    if coupling == "simplex" and dim > 1:
+        blocks = [_simplex(dim) @ block for block in blocks]
+    directions: Host = np.concatenate(blocks)[:n]
+    return norms * directions
+
+
+def _rotation(generator: np.random.Generator, dim: int) -> Host:
+    """A rotation or reflection drawn uniformly (Haar): QR of normal numbers, with the signs fixed."""
+    q, r = np.linalg.qr(generator.standard_normal((dim, dim)))
+    signed: Host = q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
+    return signed
+
+
+def _simplex(dim: int) -> Host:
+    """Unit vectors as rows, each at cosine -1/(dim - 1) to every other."""
+    simplex: Host = math.sqrt(dim / (dim - 1)) * (np.eye(dim) - 1 / dim)
+    return simplex
+
+
+def to_device(xp: Namespace, draws: Host, like: Array) -> Array:
     """Host draws, rounded to the dtype of `like`, as an array on its device."""
     import array_api_compat
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scatterbrain_core._typing import Array
+from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import Backend
-from scatterbrain_core.low_rank import PositiveFeatures
-from scatterbrain_core.low_rank.positive_features import log_kernel
+from scatterbrain_core.low_rank import FeatureMap
+from scatterbrain_core.low_rank.feature_map import Kernel
 from scatterbrain_core.problem import Problem
 
 
@@ -21,19 +21,54 @@ class Pairs:
     ----------
     query : array, shape (n_queries, ·)
     key : array, shape (n_keys, ·)
-    logits : callable
-        (query block, key block, visible) to logits, -inf where not visible.
+    weights : callable
+        (query block, key block, visible) to logits, -inf where not visible, and a factor of the weights
+        or None.
     """
 
     query: Array
     key: Array
-    logits: Callable[[Backend, Array, Array, Array], Array]
+    weights: Callable[[Backend, Array, Array, Array], tuple[Array, Array | None]]
 
 
-def exact_logits(backend: Backend, query: Array, key: Array, visible: Array) -> Array:
+def exact_weights(backend: Backend, query: Array, key: Array, visible: Array) -> tuple[Array, None]:
     """q·k for every pair of a tile; -inf where not visible."""
     xp = backend.xp
-    return xp.where(visible, xp.matmul(query, xp.matrix_transpose(key)), -math.inf)
+    return xp.where(visible, xp.matmul(query, xp.matrix_transpose(key)), -math.inf), None
+
+
+@dataclass(frozen=True)
+class Features:
+    """Feature rows of queries and keys, and what they mean.
+
+    Attributes
+    ----------
+    query, key : array, shape (H, Lq, ·) and (H, Lk, ·), or flattened to rows
+        Hidden keys have no weight.
+    kernel : Kernel
+    """
+
+    query: Array
+    key: Array
+    kernel: Kernel
+
+    def group(self, xp: Namespace, features: slice) -> Features:
+        """Some of the features alone."""
+        query, key = (self.kernel.group(xp, rows, features) for rows in (self.query, self.key))
+        return Features(query, key, self.kernel)
+
+
+def make_features(problem: Problem, low_rank: FeatureMap, drawn: tuple[Array, ...]) -> Features:
+    """Features of all queries and keys of a problem."""
+    xp, constant = problem.xp, problem.backend.stop_gradient
+    fitted = low_rank.fit(
+        xp, constant(problem.query), constant(problem.key), problem.row_mask, problem.key_mask
+    )
+    query = low_rank.query_rows(xp, drawn, fitted, problem.query)
+    key = low_rank.key_rows(xp, drawn, fitted, problem.key)
+    if problem.key_mask is not None:
+        key = low_rank.kernel.hide(xp, key, problem.key_mask)
+    return Features(query, key, low_rank.kernel)
 
 
 @dataclass(frozen=True)
@@ -47,8 +82,8 @@ class Rows:
     key : array, shape (n_keys, D)
     weighted_value : array, shape (n_keys, Dv + 1)
         Values and a last column of ones; zeros in a hidden key's row.
-    log_query, log_key : array, shape (n_queries, m) and (n_keys, m), or None
-        Logs of the features, the 1/m with the query's; -inf in a hidden key's row.
+    features : Features or None
+        Of the low-rank part.
     n_heads : int
     tile : tuple of int
         Queries and keys in a block.
@@ -57,8 +92,7 @@ class Rows:
     query: Array
     key: Array
     weighted_value: Array
-    log_query: Array | None
-    log_key: Array | None
+    features: Features | None
     n_heads: int
     tile: tuple[int, int]
 
@@ -74,23 +108,21 @@ class Rows:
 
     def exact(self) -> Pairs:
         """Pairs weighted by exp(q·k)."""
-        return Pairs(self.query, self.key, exact_logits)
+        return Pairs(self.query, self.key, exact_weights)
 
-    def low_rank(self) -> Pairs:
+    def low_rank(self) -> Features:
+        """Features, where there is a low-rank part."""
+        assert self.features is not None
+        return self.features
+
+    def low_rank_pairs(self) -> Pairs:
         """Pairs weighted by φ(q)·φ(k)."""
-        assert self.log_query is not None
-        assert self.log_key is not None
-        return Pairs(self.log_query, self.log_key, log_kernel)
+        features = self.low_rank()
+        return Pairs(features.query, features.key, features.kernel.pairs)
 
 
-def make_rows(
-    problem: Problem,
-    tile: tuple[int, int],
-    low_rank: PositiveFeatures | None = None,
-    projections: Array | None = None,
-    group: slice | None = None,
-) -> Rows:
-    """Rows of a problem; with a low-rank part, the logs of one group of its features too."""
+def make_rows(problem: Problem, tile: tuple[int, int], features: Features | None = None) -> Rows:
+    """Rows of a problem, with those of its features or of a group of them."""
     xp = problem.xp
 
     def flat(x: Array) -> Array:
@@ -99,17 +131,7 @@ def make_rows(
     ones = xp.ones_like(problem.key[..., :1])
     if problem.key_mask is not None:
         ones = xp.where(problem.key_mask[..., None], ones, 0.0)
-    log_query = log_key = None
-    if low_rank is not None:
-        assert low_rank.n_features is not None
-        assert projections is not None
-        chosen = projections[group, :]
-        log_query = low_rank.log_features(xp, chosen, problem.query) - math.log(low_rank.n_features)
-        log_key = low_rank.log_features(xp, chosen, problem.key)
-        if problem.key_mask is not None:
-            log_key = xp.where(problem.key_mask[..., None], log_key, -math.inf)
-        log_query, log_key = flat(log_query), flat(log_key)
     weighted_value = flat(xp.concat([problem.value, ones], axis=-1))
-    return Rows(
-        flat(problem.query), flat(problem.key), weighted_value, log_query, log_key, problem.n_heads, tile
-    )
+    if features is not None:
+        features = Features(flat(features.query), flat(features.key), features.kernel)
+    return Rows(flat(problem.query), flat(problem.key), weighted_value, features, problem.n_heads, tile)

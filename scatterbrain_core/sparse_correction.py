@@ -105,8 +105,8 @@ def _stream(
         visible = (slots[:, None, :] >= tile.lo[:, :, None]) & (slots[:, None, :] < tile.hi[:, :, None])
         for table in excluded:
             visible = visible & ~_on_support(xp, table, tile.rows, key_rows)
-        logits = pairs.logits(backend, query, gather(xp, pairs.key, key_rows), visible)
-        part = softmax_partial(backend, logits, gather(xp, weighted_value, key_rows))
+        logits, factor = pairs.weights(backend, query, gather(xp, pairs.key, key_rows), visible)
+        part = softmax_partial(backend, logits, gather(xp, weighted_value, key_rows), factor)
         total = merge(backend, total, part)
     return total
 
@@ -165,10 +165,10 @@ def unblock_partial(backend: Backend, blocks: Blocks, order: Array, part: Partia
 def pairs_per_query(backend: Backend, rows: Rows, tables: Sequence[Table]) -> Array:
     """How many keys are on the support of each query row: the near field of weights and values one."""
     ones = replace(rows, weighted_value=rows.weighted_value[:, -1:])
-    pairs = Pairs(rows.query[:, :1], rows.key[:, :1], _zero_logits)
+    pairs = Pairs(rows.query[:, :1], rows.key[:, :1], _unit_weights)
     return first_occurrences(backend, ones, tables, 0, pairs).acc[:, 0]
 
 
-def _zero_logits(backend: Backend, query: Array, _: Array, visible: Array) -> Array:
+def _unit_weights(backend: Backend, query: Array, _: Array, visible: Array) -> tuple[Array, None]:
     xp = backend.xp
-    return xp.where(visible, zeros(xp, visible.shape, query), -math.inf)
+    return xp.where(visible, zeros(xp, visible.shape, query), -math.inf), None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy.linalg import sqrtm
 from scipy.special import logsumexp
 
 import scatterbrain_core as sb
@@ -22,6 +23,10 @@ METHODS = {
     "limited": sb.Scatterbrain(sb.PositiveFeatures(5), sb.RandomHyperplanes(1, 1, 5)),
     "tables": sb.Scatterbrain(sb.PositiveFeatures(7), sb.RandomHyperplanes(3, 3)),
     "limited tables": sb.Scatterbrain(sb.PositiveFeatures(4), sb.RandomHyperplanes(1, 2, 6)),
+    "simplex": sb.Scatterbrain(
+        sb.PositiveFeatures(6, "simplex", paired=True, rho=0.8), sb.RandomHyperplanes(2)
+    ),
+    "elu": sb.Scatterbrain(sb.EluFeatures(), sb.RandomHyperplanes(2, 2)),
 }
 
 
@@ -42,24 +47,67 @@ def log_weights(query, key, parts, *, is_causal=False, mask=None, scale=None, se
         visible = visible & np.tri(query.shape[-2], key.shape[-2], dtype=bool)
     if mask is not None:
         visible = visible & mask
-    logs = np.empty(visible.shape)
+    logs = np.empty(visible.shape, dtype=complex if _is_signed(parts) else float)
     root = math.sqrt(abs(scale))
     for head in np.ndindex(query.shape[:-2]):
         q, k = math.copysign(root, scale) * query[head], root * key[head]
         exact = scale * query[head] @ key[head].T
         support = _support(q, k, visible[head], parts.sparse, is_causal, seed)
-        far = _log_low_rank(q, k, parts.low_rank, seed)
+        seen = visible[head].any(-1), visible[head].any(-2)
+        far = _log_low_rank(q, k, parts.low_rank, seed, *seen)
         logs[head] = np.where(visible[head], np.where(support, exact, far), -np.inf)
     return logs
 
 
-def _log_low_rank(query, key, low_rank, seed):
+def _is_signed(parts):
+    return isinstance(parts.low_rank, sb.TrigonometricFeatures)
+
+
+def _log_low_rank(query, key, low_rank, seed, row_seen, key_seen):
+    """Logs of all low-rank weights, complex where they may be negative."""
     if low_rank is None:
         return np.full((len(query), len(key)), -np.inf)
-    W = Draws(seed).features(low_rank.n_features, query.shape[-1])
-    log_q = query @ W.T - (query**2).sum(-1, keepdims=True) / 2
-    log_k = key @ W.T - (key**2).sum(-1, keepdims=True) / 2
-    return logsumexp(log_q[:, None, :] + log_k[None, :, :], axis=-1) - math.log(low_rank.n_features)
+    if isinstance(low_rank, sb.EluFeatures):
+        phi_q, phi_k = (np.where(x > 0, 1 + x, np.exp(np.minimum(x, 0))) for x in (query, key))
+        return np.log(phi_q @ phi_k.T)
+    (W,) = low_rank.draw(Draws(seed).feature_generator(), query.shape[-1])
+    if isinstance(low_rank, sb.TrigonometricFeatures):
+        angles = query @ W.T, key @ W.T
+        waves = [np.concatenate([np.cos(x), np.sin(x)], axis=-1) for x in angles]
+        norms = (query**2).sum(-1)[:, None] / 2 + (key**2).sum(-1)[None, :] / 2
+        return norms + np.log((waves[0] @ waves[1].T / len(W)).astype(complex))
+    return _log_positive(query, key, low_rank, W, row_seen, key_seen)
+
+
+def _log_positive(query, key, low_rank, W, row_seen, key_seen):
+    exact = query @ key.T
+    if low_rank.centred:
+        query, key = query - query[row_seen].mean(0), key - key[key_seen].mean(0)
+    factor = exact - query @ key.T  # of the row and of the column, exact
+    if low_rank.whitened:
+        query, key = _whiten(query, key, query[row_seen], key[key_seen])
+    dim, rho = query.shape[-1], low_rank.rho
+    if rho == "optimal":
+        z = (query[row_seen][:, None, :] + key[key_seen][None, :, :]).reshape(-1, dim)
+        s = (z**2).sum(-1).mean()
+        rho = (math.sqrt((2 * s + dim) ** 2 + 8 * dim * s) - 2 * s - dim) / (4 * s)
+    # Chefs' random tables: f(w, x) = D exp(A |w|^2 + B w.x - |x|^2 / 2) with 1 - 8 A = 1 / rho.
+    A = (1 - 1 / rho) / 8
+    B, log_D = math.sqrt(1 - 4 * A), dim / 4 * math.log(1 - 4 * A)
+    norms = A * (W**2).sum(-1)
+    log_q, log_k = (log_D + norms + B * x @ W.T - (x**2).sum(-1, keepdims=True) / 2 for x in (query, key))
+    return factor + logsumexp(log_q[:, None, :] + log_k[None, :, :], axis=-1) - math.log(len(W))
+
+
+def _whiten(query, key, seen_query, seen_key):
+    """P q and P^-1 k with P^2 = S_q^-1 # S_k, by SciPy's matrix square roots."""
+    dim = query.shape[-1]
+    moments = [x.T @ x / len(x) for x in (seen_query, seen_key)]
+    S_q, S_k = (S + 1e-3 * np.trace(S) / dim * np.eye(dim) for S in moments)
+    root = sqrtm(S_q)
+    square = np.linalg.inv(root) @ sqrtm(root @ S_k @ root) @ np.linalg.inv(root)
+    P = np.real(sqrtm(square))
+    return query @ P.T, key @ np.linalg.inv(P)
 
 
 def _support(query, key, visible, sparse, is_causal, seed):
@@ -69,7 +117,7 @@ def _support(query, key, visible, sparse, is_causal, seed):
     if sparse is None:
         return support
     tables = sparse.n_tables or 1
-    draws = Draws(seed).hashes(tables, sparse.n_bits + 1, query.shape[-1])
+    draws = Draws(seed).hash_generator().standard_normal((tables, sparse.n_bits + 1, query.shape[-1]))
     for projections in draws:
         q_signs, k_signs = (x @ projections[:-1].T >= 0 for x in (query, key))
         for i in range(len(query)):

@@ -106,10 +106,10 @@ TYPES = {
     "mask a list": ({"attn_mask": [True]}, r"attn_mask must be an array of a library .*, got list"),
     "integers": (
         {"query": np.zeros((2, 6, 4), dtype=int)},
-        r"query must have dtype float32 or float64, got int64",
+        r"query must have dtype float16, bfloat16, float32, float64, got int64",
     ),
     "complex": ({"key": np.zeros((2, 7, 4), dtype=complex)}, r"key must have dtype .*, got complex128"),
-    "half": ({"value": np.zeros((2, 7, 3), dtype=np.float16)}, r"value must have dtype .*, got float16"),
+    "half": ({"value": np.zeros((2, 7, 3), dtype=np.float16)}, r"one dtype, .*value float16"),
     "bool": ({"value": np.zeros((2, 7, 3), dtype=bool)}, r"value must have dtype .*, got bool"),
     "objects": ({"value": np.zeros((2, 7, 3), dtype=object)}, r"value must have dtype .*, got object"),
     "two dtypes": (
@@ -233,13 +233,6 @@ def test_tensors_on_two_devices_are_refused():
         sb.attention(**call)
 
 
-def test_torchs_half_precision_is_refused_not_cast():
-    torch = pytest.importorskip("torch")
-    call = {name: torch.asarray(x).to(torch.bfloat16) for name, x in arrays().items()}
-    with pytest.raises(TypeError, match=r"query must have dtype float32 or float64, got torch.bfloat16"):
-        sb.attention(**call)
-
-
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
@@ -262,7 +255,7 @@ def test_torchs_half_precision_is_refused_not_cast():
         (
             lambda: sb.Scatterbrain("performer"),
             TypeError,
-            "low_rank must be PositiveFeatures or None, got str",
+            "low_rank must be a feature map .* got str",
         ),
         (
             lambda: sb.Scatterbrain(None, 3),

@@ -47,7 +47,7 @@ def overestimated(rng, n_tables, factor=30.0):
     parts = sb.Scatterbrain(sb.PositiveFeatures(4), sb.RandomHyperplanes(2, n_tables))
     direction = np.zeros(6)
     q, k, v = draw_problem(rng, 64, 64, dim=6, lead=(1,))
-    W = sb.random.Draws(0).features(4, 6)
+    W = sb.random.Draws(0).feature_generator().standard_normal((4, 6))
     direction = W[0] / np.linalg.norm(W[0])
     # Along a row w of W, log L exceeds the logit by about (w·z) - ‖z‖²/2, at most ‖w‖²/2 for z = w.
     hot = np.sqrt(factor) * direction
@@ -83,7 +83,7 @@ def test_rows_that_would_cancel_are_summed_directly(rng, monkeypatch):
 def cancelling(rng):
     """Pairs in some later table, but not in the first, whose features exceed everything else by e^15."""
     parts = sb.Scatterbrain(sb.PositiveFeatures(2), sb.RandomHyperplanes(1, 6))
-    W = sb.random.Draws(0).features(2, 60)
+    W = sb.random.Draws(0).feature_generator().standard_normal((2, 60))
     hot = W[0] / 2
     q, k, v = draw_problem(rng, 64, 64, dim=60, lead=(1,))
     return parts, *(x.astype(np.float32) for x in (hot + 0.3 * q, hot + 0.3 * k, v))
@@ -93,7 +93,7 @@ def test_feature_products_that_underflow_are_summed_by_terms(library, dtype, is_
     """Queries large along one feature, keys along another: each product of features underflows."""
     # A group of a single feature cannot underflow so.
     monkeypatch.setattr(sys.modules["scatterbrain_core.attention"], "ERROR_GROUPS", 1)
-    W = sb.random.Draws(0).features(4, 8)
+    W = sb.random.Draws(0).feature_generator().standard_normal((4, 8))
     size = {"float32": 40.0, "float64": 400.0}[dtype]
     rng = np.random.default_rng(5)
     q = 0.1 * rng.standard_normal((1, 40, 8)) + size * W[0] / np.linalg.norm(W[0])

@@ -1,5 +1,8 @@
-"""Low-rank parts: feature maps whose inner products estimate exp(q·k), one family a file."""
+"""Low-rank parts: weights that are inner products of features, one family a file."""
 
+from scatterbrain_core.low_rank.elu_features import EluFeatures
+from scatterbrain_core.low_rank.feature_map import FeatureMap
 from scatterbrain_core.low_rank.positive_features import PositiveFeatures
+from scatterbrain_core.low_rank.trigonometric_features import TrigonometricFeatures
 
-__all__ = ["PositiveFeatures"]
+__all__ = ["EluFeatures", "FeatureMap", "PositiveFeatures", "TrigonometricFeatures"]

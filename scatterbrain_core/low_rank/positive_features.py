@@ -1,138 +1,213 @@
-r"""Positive random features of the softmax kernel (Performer's FAVOR+, arXiv 2009.14794)."""
+r"""Positive random features of the softmax kernel: FAVOR+ (arXiv 2009.14794) and what lowers its variance."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from scatterbrain_core._checks import require_count
+from scatterbrain_core._checks import require_bool, require_real, type_name
 from scatterbrain_core._typing import Array, Namespace
-from scatterbrain_core.backend import Backend
-from scatterbrain_core.random import Draws
+from scatterbrain_core.low_rank.coupling import COUPLINGS, block_cosine, coupled_rows, cross_moment
+from scatterbrain_core.low_rank.feature_map import FeatureMap, pair_products, require_rank, square_norm
+from scatterbrain_core.low_rank.kernels import PositiveKernel
+from scatterbrain_core.low_rank.preconditioning import Preconditioner, fit_preconditioner, optimal_rho
+from scatterbrain_core.random import normal_rows
 
 
 @dataclass(frozen=True)
-class PositiveFeatures:
+class PositiveFeatures(FeatureMap):
     r"""Positive random features, :math:`\phi(x) = \exp(Wx - \|x\|^2/2)/\sqrt m`.
 
-    The rows of W are independent standard normal vectors. The estimate of
-    :math:`A = e^{q\cdot k}` is :math:`L = \phi(q)\cdot\phi(k)`:
+    The rows of W are standard normal vectors. The estimate of :math:`A = e^{q\cdot k}` is
+    :math:`L = \phi(q)\cdot\phi(k)`. It is unbiased, :math:`E[L] = A`, with every choice of the parameters.
+    With :math:`z = q + k` its variance is
 
-    - unbiased, :math:`E[L] = A`;
-    - :math:`\mathrm{Var}\,L = \tfrac1m A^2 (e^{\|q+k\|^2} - 1)`.
+    .. math:: \mathrm{Var}\,L = \tfrac1r A^2\left(v + n\,(e^{-\|z\|^2}M_\gamma - 1)\right)
+
+    - r is the number of rows of W: m, or m/2 if they are paired;
+    - :math:`v = e^{\|z\|^2} - 1`, or :math:`\tfrac12(e^{\|z\|^2} - 1)(1 - e^{-\|z\|^2})` if paired; with
+      :math:`\beta = \left(\frac{1+\rho}{2\sqrt\rho}\right)^D` it is :math:`\beta e^{\rho\|z\|^2} - 1`, or
+      :math:`\tfrac12\beta(e^{\rho\|z\|^2} + e^{-\|z\|^2}) - 1` if paired;
+    - n is the mean number of other rows that a row is coupled to, 0 for independent ones, and
+      :math:`M_\gamma = E[e^{(w_1+w_2)\cdot z}]` for two coupled rows at cosine γ; for orthogonal ones
+      :math:`{}_1F_1(D; D/2; \|z\|^2/2)` (if paired, the mean of those at γ and -γ).
+
+    With centring and whitening, z is that of the vectors moved, A stays.
 
     Parameters
     ----------
     n_features : int, optional
         m, the rank. By default the budget of the call chooses it.
+    rows : str
+        "independent"; "orthogonal" or "simplex": blocks of D rows at right angles, or at the angles of a
+        simplex, which lowers the variance. Groups of features are then not quite independent, and `stderr`
+        is rather too large.
+    paired : bool
+        Rows come in pairs ±w, so that L is a mean of hyperbolic cosines; n_features is even.
+    rho : float in (0, 1], or "optimal"
+        Variance of the Gaussian that rows are importance-sampled from is (1 + ρ)/(2ρ) times 1: 1 is plain,
+        less bounds the features (FAVOR++). "optimal" takes the best ρ for each head's mean ‖q + k‖².
+    centred : bool
+        Take the features of q - mean q and k - mean k of a head; the factors
+        :math:`e^{q\cdot c}e^{\mu\cdot(k-c)}` that are left are exact.
+    whitened : bool
+        Take them of Pq and P⁻ᵀk, which leaves q·k and makes the second moments of a head's queries and keys
+        equal, so that the mean ‖Pq + P⁻ᵀk‖² is least.
+
+    Notes
+    -----
+    `rho="optimal"`, `centred` and `whitened` take statistics of all queries and keys of a head. Under a
+    causal or dense mask they would let in what is hidden, and are an error. To differentiation they are
+    constants.
 
     References
     ----------
-    Choromanski et al., *Rethinking Attention with Performers*, arXiv 2009.14794, Lemma 1.
+    Choromanski et al., *Rethinking Attention with Performers*, arXiv 2009.14794 (Lemma 1; orthogonal rows;
+    the ± pair). Reid et al., *Simplex Random Features*, arXiv 2301.13856. Likhosherstov et al., *Chefs'
+    Random Tables*, arXiv 2205.15317 (ρ; whitening is their FAVOR#'s with one Gaussian).
     """
 
-    n_features: int | None = None
+    rows: str = "independent"
+    paired: bool = False
+    rho: float | str = 1.0
+    centred: bool = False
+    whitened: bool = False
+
+    kernel: ClassVar[PositiveKernel] = PositiveKernel()
 
     def __post_init__(self) -> None:
-        require_count("n_features", self.n_features, at_least=1)
+        if not isinstance(self.rows, str):
+            raise TypeError(f"rows must be one of {COUPLINGS}, got {type_name(self.rows)}")
+        if self.rows not in COUPLINGS:
+            raise ValueError(f"rows must be one of {COUPLINGS}, got {self.rows!r}")
+        for name in ("paired", "centred", "whitened"):
+            require_bool(name, getattr(self, name))
+        if self.rho != "optimal":
+            rho = require_real("rho", self.rho, 'a real number in (0, 1] or "optimal"')
+            if not 0 < rho <= 1:
+                raise ValueError(f'rho must be in (0, 1] or "optimal", got {rho}')
+        super().__post_init__()
 
-    def planned(self, rank: int) -> PositiveFeatures:
-        """The same part with its rank chosen: `n_features` if given, else `rank`."""
-        return self if self.n_features is not None else replace(self, n_features=rank)
+    @property
+    def unit(self) -> int:
+        """Two features a row of W if they are paired."""
+        return 2 if self.paired else 1
 
-    def draw(self, draws: Draws, dim: int) -> Any:
-        """W, shape (m, dim), on the host."""
-        assert self.n_features is not None
-        return draws.features(self.n_features, dim)
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it takes statistics of all queries and keys of a head."""
+        return self.centred or self.whitened or self.rho == "optimal"
 
-    def log_features(self, xp: Namespace, projections: Array, x: Array) -> Array:
-        r"""Log of the features without their 1/√m, :math:`Wx - \|x\|^2/2`.
+    def draw(self, generator: Any, dim: int) -> tuple[Any, ...]:
+        """W, shape (m, dim), on the host; of a pair, -w stands behind w."""
+        n = require_rank(self.n_features) // self.unit
+        projections = normal_rows(generator, n, dim, self.rows)
+        if self.paired:
+            projections = projections.repeat(2, axis=0)
+            projections[1::2] *= -1
+        return (projections,)
 
-        Parameters
-        ----------
-        projections : array, shape (m, D)
-            Rows of W.
-        x : array, shape (..., L, D)
+    def fit(
+        self, xp: Namespace, query: Array, key: Array, row_mask: Array | None, key_mask: Array | None
+    ) -> Preconditioner | None:
+        """Centres, transforms and mean ‖z‖² of each head, where the parameters ask for them."""
+        if not self.is_fitted:
+            return None
+        return fit_preconditioner(xp, query, key, row_mask, key_mask, self.centred, self.whitened)
 
-        Returns
-        -------
-        array, shape (..., L, m)
-        """
-        half_norms = xp.sum(x * x, axis=-1) / 2
-        return xp.matmul(x, xp.matrix_transpose(projections)) - half_norms[..., None]
+    def query_rows(
+        self, xp: Namespace, drawn: tuple[Array, ...], fitted: Preconditioner | None, x: Array
+    ) -> Array:
+        """Logs of the features of P(q - μ), and the factor of the row, q·c - log m."""
+        offset = -math.log(require_rank(self.n_features))
+        if fitted is None:
+            return self._log_features(xp, drawn[0], None, x) + offset
+        moved = _moved(xp, x, fitted.mean_query, fitted.transform)
+        rows = self._log_features(xp, drawn[0], fitted, moved) + offset
+        return rows if fitted.mean_key is None else rows + _inner(xp, x, fitted.mean_key)
+
+    def key_rows(
+        self, xp: Namespace, drawn: tuple[Array, ...], fitted: Preconditioner | None, x: Array
+    ) -> Array:
+        """Logs of the features of P⁻¹(k - c), and the factor of the column, μ·(k - c)."""
+        if fitted is None:
+            return self._log_features(xp, drawn[0], None, x)
+        moved = _moved(xp, x, fitted.mean_key, fitted.inverse)
+        rows = self._log_features(xp, drawn[0], fitted, moved)
+        if fitted.mean_key is None or fitted.mean_query is None:
+            return rows
+        return rows + _inner(xp, x - fitted.mean_key, fitted.mean_query)
+
+    def _log_features(
+        self, xp: Namespace, projections: Array, fitted: Preconditioner | None, x: Array
+    ) -> Array:
+        """Wx - ‖x‖²/2; with ρ, D/2 log B + A‖w‖² + B Wx - ‖x‖²/2 (arXiv 2205.15317, equation 10)."""
+        rho = self._rho(xp, fitted, x.shape[-1])
+        products = xp.matmul(x, xp.matrix_transpose(projections))
+        half_norms = square_norm(xp, x) / 2
+        if isinstance(rho, float) and rho == 1.0:
+            return products - half_norms
+        inflation = (1 + rho) / (2 * rho)
+        norms = xp.matrix_transpose(square_norm(xp, projections))
+        bound = x.shape[-1] / 4 * _log(xp, inflation) + (1 - 1 / rho) / 8 * norms
+        return bound + inflation**0.5 * products - half_norms
+
+    def _rho(self, xp: Namespace, fitted: Preconditioner | None, dim: int) -> Any:
+        if isinstance(self.rho, str):
+            assert fitted is not None
+            return optimal_rho(xp, fitted.square, dim)
+        return float(self.rho)
 
     def variance(self, xp: Namespace, query: Array, key: Array) -> Array:
-        r"""Closed-form variance of the estimate of exp(q·k), for every pair.
+        """Closed-form variance of the estimate of exp(q·k), for every pair.
 
         Parameters
         ----------
         query : array, shape (..., Lq, D)
-            With the scale folded in.
+            With the scale folded in; statistics that the map takes are those of these arrays.
         key : array, shape (..., Lk, D)
 
         Returns
         -------
         array, shape (..., Lq, Lk)
-            :math:`\tfrac1m A^2 (e^{\|q+k\|^2} - 1)`.
+            The formula above.
         """
-        if self.n_features is None:
-            raise ValueError("n_features must be given for a variance, got None")
+        dim, lead = query.shape[-1], query.shape[:-2]
+        query, key = (xp.reshape(x, (-1, *x.shape[-2:])) for x in (query, key))
         logits = xp.matmul(query, xp.matrix_transpose(key))
-        norms = xp.sum(query * query, axis=-1)[..., :, None] + xp.sum(key * key, axis=-1)[..., None, :]
-        return xp.exp(2 * logits) * xp.expm1(norms + 2 * logits) / self.n_features
+        fitted = self.fit(xp, query, key, None, None)
+        if fitted is not None:
+            query = _moved(xp, query, fitted.mean_query, fitted.transform)
+            key = _moved(xp, key, fitted.mean_key, fitted.inverse)
+        square = pair_products(xp, query, key)[1]
+        square = xp.where(square > 0, square, 0.0)
+        relative = self._relative_variance(xp, square, self._rho(xp, fitted, dim), dim)
+        return xp.reshape(xp.exp(2 * logits) * relative, (*lead, *logits.shape[-2:]))
+
+    def _relative_variance(self, xp: Namespace, square: Array, rho: Any, dim: int) -> Array:
+        """Var L / A² at ‖z‖²: of one row of W, and of its coupling to others."""
+        log_bound = dim * _log(xp, (1 + rho) / (2 * rho**0.5))
+        of_row = xp.expm1(rho * square + log_bound)
+        if self.paired:
+            of_row = (of_row + xp.expm1(log_bound - square)) / 2
+        n_rows = require_rank(self.n_features) // self.unit
+        coupled = coupled_rows(self.rows, n_rows, dim)
+        if coupled:
+            cosines = {sign * block_cosine(self.rows, dim) for sign in ((1, -1) if self.paired else (1,))}
+            moments = [cross_moment(xp, square, dim, cosine) for cosine in cosines]
+            of_row = of_row + coupled * (sum(moments[1:], start=moments[0]) / len(moments) - 1)
+        return of_row / n_rows
 
 
-def log_kernel(backend: Backend, log_query: Array, log_key: Array, visible: Array) -> Array:
-    r"""Log of the inner products of features given by their logs, for every pair; -inf where hidden.
-
-    Each row has its own reference, taken from that row alone. Where the product of two rows underflows
-    (their large features do not meet), it is summed again term by term.
-
-    Parameters
-    ----------
-    log_query : array, shape (..., Lq, m)
-    log_key : array, shape (..., Lk, m)
-        -inf along a whole row hides a key.
-    visible : array of bool, shape (..., Lq, Lk)
-
-    Returns
-    -------
-    array, shape (..., Lq, Lk)
-    """
-    xp = backend.xp
-    visible = visible & (xp.max(log_key, axis=-1) > -math.inf)[..., None, :]
-    top_query, top_key = _top(backend, log_query), _top(backend, log_key)
-    product = xp.matmul(
-        xp.exp(log_query - top_query[..., None]), xp.matrix_transpose(xp.exp(log_key - top_key[..., None]))
-    )
-    info = xp.finfo(product.dtype)
-    # Below this the terms that underflowed may weigh more than rounding.
-    lost = visible & (product < float(info.smallest_normal) / float(info.eps) * log_query.shape[-1])
-    logs = xp.log(xp.where(lost | ~visible, 1.0, product)) + top_query[..., :, None] + top_key[..., None, :]
-    if bool(xp.any(lost)):
-        logs = xp.where(lost, _log_kernel_by_terms(backend, log_query, log_key), logs)
-    return xp.where(visible, logs, -math.inf)
+def _moved(xp: Namespace, x: Array, mean: Array | None, transform: Array | None) -> Array:
+    x = x if mean is None else x - mean
+    return x if transform is None else xp.matmul(x, transform)
 
 
-def _log_kernel_by_terms(backend: Backend, log_query: Array, log_key: Array) -> Array:
-    xp = backend.xp
-
-    def term(c: int) -> Array:
-        return log_query[..., :, None, c] + log_key[..., None, :, c]
-
-    rank = log_query.shape[-1]
-    top = backend.stop_gradient(term(0))
-    for c in range(1, rank):
-        top = xp.maximum(top, backend.stop_gradient(term(c)))
-    top = xp.where(top == -math.inf, 0.0, top)
-    total = xp.exp(term(0) - top)
-    for c in range(1, rank):
-        total = total + xp.exp(term(c) - top)
-    return xp.log(xp.where(total > 0, total, 1.0)) + top
+def _inner(xp: Namespace, x: Array, vector: Array) -> Array:
+    return xp.sum(x * vector, axis=-1)[..., None]
 
 
-def _top(backend: Backend, logs: Array) -> Array:
-    xp = backend.xp
-    top = backend.stop_gradient(xp.max(logs, axis=-1))
-    return xp.where(top == -math.inf, 0.0, top)
+def _log(xp: Namespace, x: Any) -> Any:
+    return math.log(x) if isinstance(x, float) else xp.log(x)

@@ -9,7 +9,6 @@ from typing import Any
 from scatterbrain_core._checks import require_count
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import Backend
-from scatterbrain_core.random import Draws
 from scatterbrain_core.tiles import Sorted, Table, integers, invert, piece_size, positions, sort_jointly
 
 MAX_BITS = 24
@@ -70,11 +69,11 @@ class RandomHyperplanes:
         n_bits = 0 if max_bucket >= n_keys else max(1, round(math.log2(n_keys / max_bucket)) - 1)
         return replace(self, n_bits=min(n_bits, MAX_BITS), n_tables=n_tables, max_bucket=max_bucket)
 
-    def draw(self, draws: Draws, dim: int) -> Any:
+    def draw(self, generator: Any, dim: int) -> Any:
         """Projections, shape (T, K + 1, dim), on the host; the last of a table orders its buckets."""
         assert self.n_tables is not None
         assert self.n_bits is not None
-        return draws.hashes(self.n_tables, self.n_bits + 1, dim)
+        return generator.standard_normal((self.n_tables, self.n_bits + 1, dim))
 
     def codes(self, xp: Namespace, projections: Array, x: Array) -> Array:
         """Code of each vector in one table: K signs as the digits of an int.
