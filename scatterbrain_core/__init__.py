@@ -13,11 +13,13 @@ from scatterbrain_core.estimates import Cost, Estimate
 from scatterbrain_core.low_rank import EluFeatures, PositiveFeatures, TrigonometricFeatures
 from scatterbrain_core.merging import merge
 from scatterbrain_core.method import Scatterbrain, methods
-from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
+from scatterbrain_core.sparse import E2LSH, AllPairs, CrossPolytope, RandomHyperplanes
 
 __all__ = [
+    "E2LSH",
     "AllPairs",
     "Cost",
+    "CrossPolytope",
     "EluFeatures",
     "Estimate",
     "PositiveFeatures",

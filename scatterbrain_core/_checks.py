@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from numbers import Real
 from typing import Any
@@ -30,6 +31,16 @@ def require_count(name: str, value: Any, at_least: int, at_most: int | None = No
     if number is None:
         raise TypeError(f"{name} must be {expected} or None, got {type_name(value)}")
     if number < at_least or (at_most is not None and number > at_most):
+        raise ValueError(f"{name} must be {expected}, got {number}")
+
+
+def require_at_least(name: str, value: Any, least: float, is_open: bool = False) -> None:
+    """Raise unless `value` is None or a finite number not below `least`, nor at it where `is_open`."""
+    if value is None:
+        return
+    expected = f"a finite number {'above' if is_open else 'of at least'} {least:g} or None"
+    number = require_real(name, value, expected)
+    if not math.isfinite(number) or number < least or (is_open and number == least):
         raise ValueError(f"{name} must be {expected}, got {number}")
 
 

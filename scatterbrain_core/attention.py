@@ -25,7 +25,7 @@ from scatterbrain_core.normalization import finite, normalize
 from scatterbrain_core.planning import check_fitted, plan
 from scatterbrain_core.problem import Problem, make_problem
 from scatterbrain_core.random import Draws
-from scatterbrain_core.sparse import RandomHyperplanes
+from scatterbrain_core.sparse import Hashing
 from scatterbrain_core.tiles import zeros
 
 # Groups of features from whose spread the standard error is estimated.
@@ -279,8 +279,8 @@ def _nothing(problem: Problem) -> tuple[Array, Array]:
 def _cost(parts: Scatterbrain, pairs: float, n_keys: int) -> Cost:
     rank = parts.rank
     fraction = (pairs + rank) / max(n_keys, 1)
-    if isinstance(parts.sparse, RandomHyperplanes):
-        return Cost(pairs, rank, fraction, n_keys, parts.sparse.n_bits, parts.sparse.n_tables)
+    if isinstance(parts.sparse, Hashing):
+        return Cost(pairs, rank, fraction, n_keys, parts.sparse.depth, parts.sparse.n_tables)
     return Cost(pairs, rank, fraction, n_keys)
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
 
 from scatterbrain_core._typing import Array
 from scatterbrain_core.causal import causal_far_field_of_all, causal_far_field_of_one_table
@@ -18,7 +17,7 @@ from scatterbrain_core.planning import tile_shape
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.random import Draws, to_device
 from scatterbrain_core.rows import Features, Rows, make_features, make_rows
-from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
+from scatterbrain_core.sparse import AllPairs, Hashing
 from scatterbrain_core.sparse_correction import near_field, pairs_per_query
 from scatterbrain_core.tiles import Table, positions, zeros
 
@@ -31,7 +30,7 @@ class Projections:
     """The random draws of one call, on the device."""
 
     features: tuple[Array, ...]
-    hashes: Array | None
+    hashes: tuple[Array, ...]
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,14 @@ class Result:
 def draw(problem: Problem, method: Scatterbrain, draws: Draws) -> Projections:
     """All draws of a planned method; its two parts never share any."""
     dim = problem.query.shape[-1]
-    features: tuple[Any, ...] = ()
-    hashes = None
+    features: tuple[Array, ...] = ()
+    hashes: tuple[Array, ...] = ()
     if method.low_rank is not None:
         drawn = method.low_rank.draw(draws.feature_generator(), dim)
         features = tuple(to_device(problem.xp, x, problem.query) for x in drawn)
-    if isinstance(method.sparse, RandomHyperplanes):
-        hashes = to_device(problem.xp, method.sparse.draw(draws.hash_generator(), dim), problem.query)
+    if isinstance(method.sparse, Hashing):
+        drawn = method.sparse.draw(draws.hash_generator(), dim)
+        hashes = tuple(to_device(problem.xp, x, problem.query) for x in drawn)
     return Projections(features, hashes)
 
 
@@ -108,7 +108,7 @@ def solve(
 
 def _head_groups(problem: Problem, method: Scatterbrain) -> Iterator[Problem]:
     rank = max(1, method.rank)
-    n_buckets = method.sparse.n_buckets if isinstance(method.sparse, RandomHyperplanes) else 1
+    n_buckets = method.sparse.n_buckets if isinstance(method.sparse, Hashing) else 1
     columns = problem.value.shape[-1] + 1
     rows = problem.n_queries + problem.n_keys
     n_blocks = sum(
@@ -157,7 +157,6 @@ def support_tables(problem: Problem, method: Scatterbrain, projections: Projecti
         return None
     if method.sparse is None:
         return []
-    assert projections.hashes is not None
     return method.sparse.tables(
         problem.backend, projections.hashes, problem.query, problem.key, problem.key_mask, problem.is_causal
     )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from scatterbrain_core._checks import type_name
+from scatterbrain_core._typing import Seed
 from scatterbrain_core.low_rank import FeatureMap, PositiveFeatures
-from scatterbrain_core.sparse import AllPairs, RandomHyperplanes
+from scatterbrain_core.sparse import AllPairs, Hashing, RandomHyperplanes
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Scatterbrain:
     ----------
     low_rank : FeatureMap or None
         The low-rank part, L; None leaves out what is off the support.
-    sparse : RandomHyperplanes, AllPairs or None
+    sparse : RandomHyperplanes, CrossPolytope, E2LSH, AllPairs or None
         The support, S; None is empty.
 
     Raises
@@ -41,7 +42,7 @@ class Scatterbrain:
     """
 
     low_rank: FeatureMap | None = None
-    sparse: RandomHyperplanes | AllPairs | None = None
+    sparse: Hashing | AllPairs | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.low_rank, FeatureMap | None):
@@ -49,9 +50,10 @@ class Scatterbrain:
                 "low_rank must be a feature map (PositiveFeatures, TrigonometricFeatures, EluFeatures) or "
                 f"None, got {type_name(self.low_rank)}"
             )
-        if not isinstance(self.sparse, RandomHyperplanes | AllPairs | None):
+        if not isinstance(self.sparse, Hashing | AllPairs | None):
             raise TypeError(
-                f"sparse must be RandomHyperplanes, AllPairs or None, got {type_name(self.sparse)}"
+                "sparse must be RandomHyperplanes, CrossPolytope, E2LSH, AllPairs or None, "
+                f"got {type_name(self.sparse)}"
             )
         if self.low_rank is None and self.sparse is None:
             raise ValueError("low_rank and sparse must not both be None")
@@ -60,12 +62,102 @@ class Scatterbrain:
                 f"low_rank must be None with AllPairs, which leaves it nothing, got {self.low_rank}"
             )
 
+    def prefill(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        *,
+        budget: float = 0.125,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+        seed: Seed = 0,
+        check_finite: bool = True,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Causal attention over a prompt, with the state from which decoding goes on.
+
+        Arguments and errors are those of `attention` with `is_causal=True`. What the parts leave open is
+        chosen for the prompt's length and stays.
+
+        Parameters
+        ----------
+        query : array, shape (..., L, D)
+        key : array, shape (..., L, D)
+        value : array, shape (..., L, Dv)
+            At least one token.
+
+        Returns
+        -------
+        output : array, shape (..., L, Dv)
+        state : dict of str to array
+            Arrays of the library, on the device of `query`, that `numpy.savez` can save; `step` takes it
+            back as NumPy arrays too. Beside about 500 bytes of configuration it holds, for Hk key heads, n
+            tokens and rank m, in numbers of float32 or float64:
+
+            - without a sparse part Hk · m · (Dv + 2), whatever n;
+            - with one Hk · n · (D + Dv), and T codes (ints) a key where there are hashes; and
+            - beside one table of W <= 1024 buckets Hk · W · m · (Dv + 2), with `max_bucket` twice that; or
+              with several or larger tables Hk · n · m.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import scatterbrain_core as sb
+        >>> q, k, v = np.random.default_rng(0).standard_normal((3, 4, 100, 16))
+        >>> est = sb.Scatterbrain(sb.PositiveFeatures(32), sb.RandomHyperplanes(3))
+        >>> out, state = est.prefill(q[:, :90], k[:, :90], v[:, :90])
+        >>> out, state = est.step(q[:, 90:], k[:, 90:], v[:, 90:], state)
+        >>> bool(np.allclose(out, sb.attention(q, k, v, method=est, is_causal=True)[:, 90:]))
+        True
+        """
+        from scatterbrain_core import decoding
+
+        return decoding.prefill(
+            self,
+            query,
+            key,
+            value,
+            budget=budget,
+            scale=scale,
+            enable_gqa=enable_gqa,
+            seed=seed,
+            check_finite=check_finite,
+        )
+
+    def step(
+        self, query: Any, key: Any, value: Any, state: dict[str, Any], *, check_finite: bool = True
+    ) -> tuple[Any, dict[str, Any]]:
+        """The next tokens: one or several at a time, equal to the full causal call to rounding.
+
+        Parameters
+        ----------
+        query : array, shape (..., t, D)
+        key : array, shape (..., t, D)
+        value : array, shape (..., t, Dv)
+            Of the library, dtype and heads of the prompt.
+        state : dict of str to array
+            From `prefill` or `step` of the same method; it is left as it is.
+        check_finite : bool
+            Raise on NaN and inf in the tokens and in the state: one pass over both.
+
+        Returns
+        -------
+        output : array, shape (..., t, Dv)
+        state : dict of str to array
+
+        Raises
+        ------
+        TypeError, ValueError
+            The state is none, is damaged, or is another method's; the tokens do not fit it.
+        """
+        from scatterbrain_core import decoding
+
+        return decoding.step(self, query, key, value, state, check_finite=check_finite)
+
     @property
     def is_random(self) -> bool:
         """Whether anything is drawn."""
-        return isinstance(self.sparse, RandomHyperplanes) or (
-            self.low_rank is not None and self.low_rank.is_random
-        )
+        return isinstance(self.sparse, Hashing) or (self.low_rank is not None and self.low_rank.is_random)
 
     @property
     def rank(self) -> int:

@@ -60,6 +60,8 @@ LEDGER = {
     "normaliser": Entry(2),
     "coverage at 1.96": Entry(5),
     "coverage at 1": Entry(1),
+    "cells": Entry(12),
+    "cross-polytopes": Entry(48),
     "figure of theorem 2": Entry(5),
     "draws are normal": Entry(2),
     "draws are independent": Entry(1),
@@ -130,13 +132,16 @@ def compare_sum(name: str, case: str, deviation: float, law: Sum) -> float:
     return critical * math.sqrt(law.variance)
 
 
-def compare_count(name: str, case: str, hits: int, n: int, p: float) -> tuple[int, int]:
-    """Compare a binomial count with its law, both tails exact; returns the accepted counts."""
+def compare_count(name: str, case: str, hits: int, n: int, p: float, slack: float = 0.0) -> tuple[int, int]:
+    """Compare a binomial count with its law, both tails exact; returns the accepted counts.
+
+    With a slack the chance of a hit may be anywhere within p ± slack.
+    """
     level = _enter(name, case)
-    law = stats.binom(n, p)
-    lower, upper = int(law.ppf(level / 2)), int(law.isf(level / 2))  # below and above at most level / 2
-    chance = min(1.0, 2 * min(law.cdf(hits), law.sf(hits - 1)))
-    _record(name, case, level, chance, z=(hits - n * p) / math.sqrt(n * p * (1 - p)), n=n, skewness=None)
+    least, most = stats.binom(n, max(p - slack, 0.0)), stats.binom(n, min(p + slack, 1.0))
+    lower, upper = int(least.ppf(level / 2)), int(most.isf(level / 2))  # beyond: at most level / 2 each
+    chance = min(1.0, 2 * least.cdf(hits), 2 * most.sf(hits - 1))
+    _record(name, case, level, chance, hits=hits, p=p, n=n, skewness=(1 - 2 * p) / math.sqrt(p * (1 - p)))
     assert lower <= hits <= upper, f"{name}, {case}: {hits} of {n}, expected {lower} to {upper}"
     return lower, upper
 

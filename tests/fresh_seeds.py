@@ -18,7 +18,7 @@ from pathlib import Path
 import alarms
 
 ROOT = Path(__file__).parent.parent
-FILES = ("tests/test_statistics.py", "tests/test_figures.py")
+FILES = ("tests/test_statistics.py", "tests/test_hashing.py", "tests/test_figures.py")
 NONE = {"chance": 1.0, "name": "none", "case": "none"}
 
 

@@ -1,7 +1,8 @@
 """The estimator by its definition, dense, in float64 NumPy, written without the library's own code.
 
 Only the draws are taken from the library: their layout (features (m, D); a table's K projections, then
-the one that orders its buckets) is part of what "one seed, one answer" means.
+the one that orders its buckets; of the other hash families what their `draw` says) is part of what "one
+seed, one answer" means.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.linalg import sqrtm
+from scipy.linalg import hadamard, sqrtm
 from scipy.special import logsumexp
 
 import scatterbrain_core as sb
@@ -23,10 +24,10 @@ METHODS = {
     "limited": sb.Scatterbrain(sb.PositiveFeatures(5), sb.RandomHyperplanes(1, 1, 5)),
     "tables": sb.Scatterbrain(sb.PositiveFeatures(7), sb.RandomHyperplanes(3, 3)),
     "limited tables": sb.Scatterbrain(sb.PositiveFeatures(4), sb.RandomHyperplanes(1, 2, 6)),
-    "simplex": sb.Scatterbrain(
-        sb.PositiveFeatures(6, "simplex", paired=True, rho=0.8), sb.RandomHyperplanes(2)
+    "simplex, e2lsh": sb.Scatterbrain(
+        sb.PositiveFeatures(6, "simplex", paired=True, rho=0.8), sb.E2LSH(1, 1.0, 3.0, 1, 6)
     ),
-    "elu": sb.Scatterbrain(sb.EluFeatures(), sb.RandomHyperplanes(2, 2)),
+    "elu, cross-polytope": sb.Scatterbrain(sb.EluFeatures(), sb.CrossPolytope(1, 4, 3)),
 }
 
 
@@ -116,14 +117,70 @@ def _support(query, key, visible, sparse, is_causal, seed):
     support = np.zeros(visible.shape, dtype=bool)
     if sparse is None:
         return support
-    tables = sparse.n_tables or 1
-    draws = Draws(seed).hash_generator().standard_normal((tables, sparse.n_bits + 1, query.shape[-1]))
-    for projections in draws:
-        q_signs, k_signs = (x @ projections[:-1].T >= 0 for x in (query, key))
+    for q_codes, k_codes, direction in hash_tables(query, key, sparse, seed):
         for i in range(len(query)):
-            bucket = [j for j in range(len(key)) if (q_signs[i] == k_signs[j]).all() and visible[i, j]]
-            support[i, _seen(i, bucket, query, key, projections[-1], sparse.max_bucket, is_causal)] = True
+            bucket = [j for j in range(len(key)) if (q_codes[i] == k_codes[j]).all() and visible[i, j]]
+            support[i, _seen(i, bucket, query, key, direction, sparse.max_bucket, is_causal)] = True
     return support
+
+
+def hash_tables(query, key, sparse, seed):
+    """(query codes (Lq, ·), key codes (Lk, ·), direction of the cuts) of each table, for one head."""
+    family = {
+        sb.RandomHyperplanes: _hyperplanes,
+        sb.CrossPolytope: _cross_polytopes,
+        sb.E2LSH: _cells,
+    }[type(sparse)]
+    return family(query, key, sparse, Draws(seed).hash_generator())
+
+
+def _hyperplanes(query, key, sparse, generator):
+    for table in generator.standard_normal((sparse.n_tables or 1, sparse.n_bits + 1, query.shape[-1])):
+        yield query @ table[:-1].T >= 0, key @ table[:-1].T >= 0, table[-1]
+
+
+def _cross_polytopes(query, key, sparse, generator):
+    tables, dim = sparse.n_tables or 1, query.shape[-1]
+    axes = max(64, 2 ** math.ceil(math.log2(dim)))
+    signs = 2 * generator.integers(0, 2, (tables, sparse.n_hashes, 3, axes)) - 1
+    directions = generator.standard_normal((tables, dim))
+    H = hadamard(axes) / math.sqrt(axes)
+    tilt = 1 + np.arange(sparse.n_coordinates) / 2**16
+
+    def codes(x, table):
+        x = np.pad(x, ((0, 0), (0, axes - dim)))
+        digits = [np.zeros(len(x))]
+        for d1, d2, d3 in table:
+            rotated = (x @ np.diag(d1) @ H @ np.diag(d2) @ H @ np.diag(d3) @ H)[:, : sparse.n_coordinates]
+            nearest = np.argmax(np.abs(rotated) / tilt, axis=-1)
+            digits += [nearest, rotated[np.arange(len(x)), nearest] >= 0]
+        return np.stack(digits, axis=-1)
+
+    for table, direction in zip(signs, directions, strict=True):
+        yield codes(query, table), codes(key, table), direction
+
+
+def _cells(query, key, sparse, generator):
+    tables, dim = sparse.n_tables or 1, query.shape[-1]
+    normals = generator.standard_normal((tables, sparse.n_hashes, dim + 2))
+    shifts = generator.random((tables, sparse.n_hashes))
+    directions = generator.standard_normal((tables, dim))
+    radius = sparse.radius or math.sqrt((query**2).sum(-1).max() + (key**2).sum(-1).max())
+    width = sparse.width * radius
+    last = 2 ** math.ceil(math.log2(2 * math.ceil(6 / sparse.width) + 1)) / 2
+
+    def codes(x, table, shift, lift):
+        out = np.empty((len(x), sparse.n_hashes))
+        for i, row in enumerate(x):
+            point = lift(row, math.sqrt(max(radius**2 - row @ row, 0.0)))
+            for h in range(sparse.n_hashes):
+                out[i, h] = math.floor((table[h] @ point + shift[h] * width) / width)
+        return np.clip(out, -last, last - 1)
+
+    for table, shift, direction in zip(normals, shifts, directions, strict=True):
+        q_codes = codes(query, table, shift, lambda row, root: [*row, 0.0, root])
+        k_codes = codes(key, table, shift, lambda row, root: [*row, root, 0.0])
+        yield q_codes, k_codes, direction
 
 
 def _seen(i, bucket, query, key, direction, limit, is_causal):

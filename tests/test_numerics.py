@@ -6,40 +6,44 @@ import sys
 
 import numpy as np
 import pytest
+import stress
+from libraries import EVERYWHERE
 from oracle import METHODS, log_weights, oracle, relative_error, tolerance
 from problems import draw_problem, eps
 
 import scatterbrain_core as sb
 
-FEATURES = sb.PositiveFeatures(8)
 RANDOM = ["performer", "scatterbrain", "limited", "tables", "limited tables"]
 
 
-def scenarios(rng, dtype):
-    q, k, v = draw_problem(rng, 48, 56, dim=8, dtype=dtype)
-    outlier = k.copy()
-    outlier[:, 17] *= 1e3
-    yield "tiny", (1e-6 * q, 1e-6 * k, v)
-    yield "large", (8 * q, 8 * k, v)
-    yield "huge", (60 * q, 60 * k, v)
-    yield "one outlier key", (q, outlier, v)
-    yield "constant keys", (q, np.broadcast_to(k[:, :1], k.shape).copy(), v)
-    yield "duplicate keys", (q, np.repeat(k[:, :28], 2, axis=1), v)
-    yield "opposite", (q, -5 * np.abs(k) * np.sign(q.mean(axis=1, keepdims=True)), v)
-    yield "large values", (q, k, 1e6 * v)
+@pytest.fixture(params=[name for name in EVERYWHERE if name != "numpy-readonly"])
+def kind(request):
+    return stress.Kind(request.param)
 
 
-@pytest.mark.parametrize("name", [*RANDOM, "exact", "lsh"])
-def test_extremes_keep_to_rounding_of_the_logits(library, dtype, is_causal, rng, name):
-    """Relative error of each head within 32 · eps · (1 + max|logit|), features' logs counted as logits."""
-    for scenario, arrays in scenarios(rng, dtype):
-        arrays = tuple(x.astype(dtype) for x in arrays)
-        got = sb.attention(*library.arrays(*arrays), method=METHODS[name], is_causal=is_causal)
-        expected, _ = oracle(*arrays, METHODS[name], is_causal=is_causal)
-        norms = max(float(np.square(x.astype(np.float64)).sum(-1).max()) for x in arrays[:2])
-        bound = tolerance(dtype, *arrays[:2]) + 32 * np.finfo(dtype).eps * norms / np.sqrt(8)
-        error = relative_error(library.to_numpy(got), expected)
-        assert error <= bound, f"{scenario}: {error:.2e} > {bound:.2e}"
+@pytest.mark.parametrize("dtype", stress.EPS)
+@pytest.mark.parametrize("name", stress.SCENARIOS)
+def test_extremes_keep_to_rounding_of_the_logits(kind, dtype, name):
+    """Within 32 · eps · (1 + max|logit|) of the oracle: every method, causal or not."""
+    if dtype not in stress.dtypes_of(kind.library.name):
+        pytest.skip(f"{kind.library.name} has no {dtype}")
+    units, method = stress.worst(name, kind, dtype, seeds=(0,))
+    assert units <= stress.LIMIT, f"{method}: {units:.3g} units"
+
+
+def test_the_extremes_are_what_they_are_called(rng):
+    parts = METHODS["tables"]
+    for name, top in [("logits of 1e-6", 1e-6), ("logits of 100", 100), ("logits of 10 000", 1e4)]:
+        q, k, _, _ = stress.scenario(name, rng, parts, 0)
+        assert stress.unit_of("float64", q, k) / 2**-52 == pytest.approx(1 + top)
+    for method in ("performer", "scatterbrain", "tables"):
+        q, k, _, _ = stress.scenario("features too large by e^30", rng, METHODS[method], 0)
+        far = log_weights(q, k, sb.Scatterbrain(METHODS[method].low_rank))
+        exact = log_weights(q, k, METHODS["exact"])
+        support = log_weights(q, k, METHODS[method]) == exact
+        assert (far - exact).max() > 30
+        if method != "performer":
+            assert (far - exact)[support].max() > 30
 
 
 def overestimated(rng, n_tables):

@@ -1,0 +1,125 @@
+"""State of any method: keys, values, codes and feature rows of the past, and a pass over them a token."""
+
+from __future__ import annotations
+
+from scatterbrain_core._typing import Array
+from scatterbrain_core.decoding.context import Context
+from scatterbrain_core.decoding.state import State
+from scatterbrain_core.normalization import Partial, merge, softmax_partial
+from scatterbrain_core.rows import exact_weights
+from scatterbrain_core.sparse import Hashing
+from scatterbrain_core.tiles import integers
+
+
+class Cache:
+    """Hk · n · (D + Dv) numbers, with hashes T codes a key more, with features their m more."""
+
+    def shapes(self, context: Context) -> dict[str, tuple[int | str, ...]]:
+        """Shapes with the keys along one axis, "n"."""
+        problem, heads = context.problem, context.n_key_heads
+        shapes: dict[str, tuple[int | str, ...]] = {
+            "key": (heads, "n", problem.key.shape[-1]),
+            "value": (heads, "n", problem.value.shape[-1]),
+        }
+        if isinstance(context.parts.sparse, Hashing):
+            shapes["code"] = (context.parts.sparse.n_tables or 1, heads, "n")
+        if context.parts.low_rank is not None:
+            is_positive = context.parts.low_rank.kernel.is_positive
+            shapes["feature"] = (heads, "n", context.parts.rank + (0 if is_positive else 1))
+        return shapes
+
+    def start(self, context: Context) -> State:
+        """Keys, values, codes and feature rows of the new tokens."""
+        problem = context.problem
+        state = {"key": context.once(problem.key), "value": context.once(problem.value)}
+        if isinstance(context.parts.sparse, Hashing):
+            state["code"] = context.problem.xp.stack([context.once(key) for _, key in codes(context)])
+        if context.parts.low_rank is not None:
+            state["feature"] = context.once(context.features().key)
+        return state
+
+    def advance(self, context: Context, state: State) -> tuple[Partial, State]:
+        """Each new query over all keys up to its own, a few queries at a time."""
+        problem, xp = context.problem, context.problem.xp
+        grown = grow(context, state, self.start(context))
+        n_keys = grown["key"].shape[1]
+        step = max(1, problem.backend.chunk_elements // (problem.n_heads * n_keys))
+        parts = [
+            self._rows(context, grown, slice(first, min(first + step, problem.n_queries)))
+            for first in range(0, problem.n_queries, step)
+        ]
+        return (
+            Partial(xp.concat([p.ref for p in parts], axis=1), xp.concat([p.acc for p in parts], axis=1)),
+            grown,
+        )
+
+    def _rows(self, context: Context, grown: State, rows: slice) -> Partial:
+        problem, backend = context.problem, context.problem.backend
+        visible = past_of(context, grown, rows)
+        support = self._support(context, grown, rows, visible)
+        value = with_ones(context, grown)
+        key = context.repeat(grown["key"])
+        near = softmax_partial(
+            backend, exact_weights(backend, problem.query[:, rows, :], key, support)[0], value
+        )
+        if context.parts.low_rank is None:
+            return near
+        features = context.features()
+        logits, factor = features.kernel.pairs(
+            backend, features.query[:, rows, :], context.repeat(grown["feature"]), visible & ~support
+        )
+        return merge(backend, near, softmax_partial(backend, logits, value, factor))
+
+    def _support(self, context: Context, grown: State, rows: slice, visible: Array) -> Array:
+        if not isinstance(context.parts.sparse, Hashing):
+            return visible
+        support = visible & ~visible
+        for t, (query, _) in enumerate(codes(context)):
+            of_key = context.repeat(grown["code"][t, ...])
+            in_bucket = visible & (query[:, rows, None] == of_key[:, None, :])
+            support = support | latest(context, in_bucket)
+        return support
+
+
+def codes(context: Context) -> list[tuple[Array, Array]]:
+    """Codes of the new queries (H, t) and keys (H, t) in each table."""
+    problem, hashing, draws = context.problem, context.parts.sparse, context.projections.hashes
+    assert isinstance(hashing, Hashing)
+    constant = problem.backend.stop_gradient
+    query, key = constant(problem.query), constant(problem.key)
+    n_tables = draws[-1].shape[0]
+    return [
+        hashing.codes(problem.xp, tuple(x[t, ...] for x in draws[:-1]), query, key) for t in range(n_tables)
+    ]
+
+
+def grow(context: Context, state: State, new: State) -> State:
+    """Arrays with the keys along their axis "n", old and new together."""
+    axes = {"key": 1, "value": 1, "feature": 1, "code": 2}
+    concat = context.problem.xp.concat
+    return {name: concat([state[name], x], axis=axes[name]) for name, x in new.items()}
+
+
+def past_of(context: Context, grown: State, rows: slice) -> Array:
+    """Which keys each new query may see, shape (H, r, n)."""
+    problem, xp = context.problem, context.problem.xp
+    n_keys = grown["key"].shape[1]
+    position = integers(xp, problem.n_queries, problem.query)[rows] + (n_keys - problem.n_queries)
+    visible = integers(xp, n_keys, problem.query)[None, :] <= position[:, None]
+    return xp.broadcast_to(visible[None, ...], (problem.n_heads, *visible.shape))
+
+
+def latest(context: Context, in_bucket: Array) -> Array:
+    """The latest keys of each query's bucket, as many as it may see."""
+    hashing, xp = context.parts.sparse, context.problem.xp
+    assert isinstance(hashing, Hashing)
+    if hashing.max_bucket is None:
+        return in_bucket
+    counts = xp.cumulative_sum(xp.astype(in_bucket, integers(xp, 1, in_bucket).dtype), axis=-1)
+    return in_bucket & (counts[..., -1][..., None] - counts < hashing.max_bucket)
+
+
+def with_ones(context: Context, grown: State) -> Array:
+    """Values of all keys for every query head, with their weights as last column."""
+    value = context.repeat(grown["value"])
+    return context.problem.xp.concat([value, context.problem.xp.ones_like(value[..., :1])], axis=-1)

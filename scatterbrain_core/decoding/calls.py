@@ -1,0 +1,119 @@
+"""Prefill and step: the calls behind `Scatterbrain.prefill` and `Scatterbrain.step`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from array_api_compat import device
+
+from scatterbrain_core.backend import backend_of
+from scatterbrain_core.decoding.cache import Cache
+from scatterbrain_core.decoding.context import Context, Form
+from scatterbrain_core.decoding.leaves import Leaves
+from scatterbrain_core.decoding.state import (
+    CONFIGURATION,
+    Configuration,
+    State,
+    check_arrays,
+    check_step,
+    configure,
+    pack,
+    restore,
+)
+from scatterbrain_core.decoding.sums import Sums
+from scatterbrain_core.estimator import draw, feature_slices, solve, total
+from scatterbrain_core.method import Scatterbrain
+from scatterbrain_core.normalization import normalize
+from scatterbrain_core.planning import check_fitted, plan
+from scatterbrain_core.problem import Problem, make_problem
+from scatterbrain_core.random import Draws
+from scatterbrain_core.sparse import Hashing
+from scatterbrain_core.tiles import integers
+
+# Up to so many buckets of one table the far field is kept as a feature state a bucket.
+MAX_LEAVES = 1024
+
+
+def prefill(
+    method: Scatterbrain,
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    budget: float,
+    scale: float | None,
+    enable_gqa: bool,
+    seed: Any,
+    check_finite: bool,
+) -> tuple[Any, State]:
+    """Causal output of a prompt, and the state behind it."""
+    facts = {"scale": scale, "enable_gqa": enable_gqa}
+    problem = _problem(query, key, value, check_finite=check_finite, **facts)
+    if 0 in (problem.n_heads, problem.n_keys):
+        raise ValueError(f"query must hold at least one head and one token, got shape {tuple(query.shape)}")
+    parts = plan(method, budget, problem.n_keys, problem.query.shape[-1])
+    check_fitted(problem, parts)
+    draws = Draws(seed)
+    facts["scale"] = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    configuration = configure(method, parts, query, key, value, seed=draws.seed, **facts)
+    context = _context(problem, parts, configuration)
+    result = solve(problem, parts, context.projections, feature_slices(parts, 1))
+    output = problem.as_output(normalize(problem.backend, total(problem, result))[0])
+    return output, _whole(context, configuration, _form(parts).start(context), problem.n_keys)
+
+
+def step(
+    method: Scatterbrain, query: Any, key: Any, value: Any, state: Any, *, check_finite: bool
+) -> tuple[Any, State]:
+    """Output of the next tokens, and the state behind them."""
+    backend = backend_of(query=query, key=key, value=value)
+    configuration, arrays = restore(method, state, backend, query)
+    check_step(configuration, query, key, value)
+    facts = {"scale": configuration.scale, "enable_gqa": configuration.enable_gqa}
+    problem = _problem(query, key, value, check_finite=check_finite, **facts)
+    parts = configuration.parts(method)
+    context, form = _context(problem, parts, configuration), _form(parts)
+    expected = form.shapes(context) | {"length": ()}
+    length = check_arrays(arrays, expected, problem, check_finite)
+    del arrays["length"]
+    if problem.n_queries == 0:
+        return problem.in_dtype(problem.unflatten(problem.value[:0, ...])), state
+    partial, advanced = form.advance(context, arrays)
+    output = problem.as_output(normalize(problem.backend, partial)[0])
+    return output, _whole(context, configuration, advanced, length + problem.n_keys)
+
+
+def _problem(query: Any, key: Any, value: Any, **facts: Any) -> Problem:
+    problem = make_problem(query, key, value, attn_mask=None, is_causal=True, **facts)
+    if problem.n_queries != problem.n_keys:
+        raise ValueError(
+            f"query and key must have the same length, a query, key and value a token, got query "
+            f"{tuple(query.shape)}, key {tuple(key.shape)}"
+        )
+    return problem
+
+
+def _context(problem: Problem, parts: Scatterbrain, configuration: Configuration) -> Context:
+    key_heads = math.prod(configuration.key_lead)
+    projections = draw(problem, parts, Draws(configuration.seed))
+    return Context(problem, parts, projections, problem.n_heads // key_heads)
+
+
+def _form(parts: Scatterbrain) -> Form:
+    """The smallest state that the parts allow."""
+    if parts.sparse is None:
+        return Sums()
+    if not isinstance(parts.sparse, Hashing) or parts.low_rank is None:
+        return Cache()
+    is_small = (parts.sparse.n_tables or 1) == 1 and parts.sparse.n_buckets <= MAX_LEAVES
+    return Leaves() if is_small else Cache()
+
+
+def _whole(context: Context, configuration: Configuration, arrays: State, length: int) -> State:
+    like, xp = context.problem.query, context.problem.xp
+    return {
+        CONFIGURATION: pack(configuration, context.problem.backend, like),
+        "length": xp.asarray(length, dtype=integers(xp, 1, like).dtype, device=device(like)),
+        **arrays,
+    }

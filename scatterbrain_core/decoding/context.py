@@ -1,0 +1,80 @@
+"""The new tokens of a call with the planned parts, and how states go with their heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from scatterbrain_core._typing import Array
+from scatterbrain_core.decoding.state import State
+from scatterbrain_core.estimator import Projections
+from scatterbrain_core.method import Scatterbrain
+from scatterbrain_core.normalization import Partial
+from scatterbrain_core.problem import Problem
+from scatterbrain_core.rows import Features, make_features
+from scatterbrain_core.tiles import integers
+
+
+@dataclass(frozen=True)
+class Context:
+    """New tokens: causal among themselves, H query heads in groups that share a key head.
+
+    Attributes
+    ----------
+    problem : Problem
+        Keys repeated for every query head.
+    group : int
+        Query heads to a key head.
+    """
+
+    problem: Problem
+    parts: Scatterbrain
+    projections: Projections
+    group: int
+
+    @property
+    def n_key_heads(self) -> int:
+        """Heads that states are kept of."""
+        return self.problem.n_heads // self.group
+
+    @property
+    def columns(self) -> int:
+        """Columns of weighted values, Dv + 1."""
+        return self.problem.value.shape[-1] + 1
+
+    def once(self, x: Array) -> Array:
+        """(H, ...) of keys that are repeated in a group, once for each key head."""
+        return x if self.group == 1 else x[:: self.group, ...]
+
+    def repeat(self, x: Array) -> Array:
+        """(Hk, ...) for every query head, (H, ...)."""
+        if self.group == 1:
+            return x
+        xp = self.problem.xp
+        return xp.take(x, integers(xp, self.problem.n_heads, x) // self.group, axis=0)
+
+    def weighted_value(self) -> Array:
+        """New values of the key heads, shape (Hk, t, Dv + 1), with their weights as last column."""
+        value = self.once(self.problem.value)
+        return self.problem.xp.concat([value, self.problem.xp.ones_like(value[..., :1])], axis=-1)
+
+    def features(self) -> Features:
+        """Features of the new queries and keys, all heads."""
+        assert self.parts.low_rank is not None
+        return make_features(self.problem, self.parts.low_rank, self.projections.features)
+
+
+class Form(Protocol):
+    """A kind of state: what arrays it has, how it begins, and how tokens are added and attended."""
+
+    def shapes(self, context: Context) -> dict[str, tuple[int | str, ...]]:
+        """Shapes of the arrays; "n" stands for the number of keys."""
+        ...
+
+    def start(self, context: Context) -> State:
+        """State of the tokens of the context alone."""
+        ...
+
+    def advance(self, context: Context, state: State) -> tuple[Partial, State]:
+        """Partial results (H, t) of the new queries over past and new keys, and the state with them."""
+        ...

@@ -1,0 +1,187 @@
+"""Extremes of the numerics, and the table of what they cost (`make stress`).
+
+Errors are relative, ‖got - expected‖ / ‖expected‖ of a head against the dense float64 oracle with the same
+draws and the same support, in units of eps · (1 + max|logit|): what rounding of the logits alone may cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from libraries import EVERYWHERE, make_library
+from oracle import METHODS, oracle
+from problems import draw_problem
+from rich.progress import track
+
+import scatterbrain_core as sb
+from scatterbrain_core.random import Draws
+
+LIMIT = 32.0
+EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+SCENARIOS = (
+    "logits of 1e-6",
+    "logits of 1",
+    "logits of 100",
+    "logits of 10 000",
+    "one key 1000 times the rest",
+    "constant keys",
+    "duplicate keys",
+    "rows that see one key",
+    "all keys opposite to all queries",
+    "features too large by e^30",
+    "values of 10 000",
+)
+
+
+def scenario(name, rng, parts, seed):
+    """Query, key, value in float64, and a mask or None."""
+    q, k, v = draw_problem(rng, 48, 56, dim=8)
+    mask = None
+    if name.startswith("logits of"):
+        factor = math.sqrt(float(name.removeprefix("logits of ").replace(" ", "")) / _top(q, k))
+        q, k = factor * q, factor * k
+    elif name == "one key 1000 times the rest":
+        k[:, 17] *= 1e3
+    elif name == "constant keys":
+        k = np.broadcast_to(k[:, :1], k.shape).copy()
+    elif name == "duplicate keys":
+        k = np.repeat(k[:, :28], 2, axis=1)
+    elif name == "rows that see one key":
+        mask = np.arange(56)[None, :] == rng.integers(0, 56, 48)[:, None]
+    elif name == "all keys opposite to all queries":
+        k = -5 * np.abs(k) * np.sign(q.mean(axis=1, keepdims=True))
+    elif name == "features too large by e^30":
+        q, k, v = _overestimated(rng, parts, seed)
+    elif name == "values of 10 000":
+        v = 1e4 * v
+    return q, k, v, mask
+
+
+def _top(query, key):
+    return np.abs(query @ np.swapaxes(key, -1, -2)).max() / math.sqrt(query.shape[-1])
+
+
+def _overestimated(rng, parts, seed):
+    """Half of the queries and keys with q + k near a row w of W: log L exceeds q·k by ‖w‖²/2 - log m."""
+    q, k, v = draw_problem(rng, 48, 56, dim=96)
+    if isinstance(parts.low_rank, sb.PositiveFeatures):
+        (W,) = parts.low_rank.draw(Draws(seed).feature_generator(), 96)
+        hot = 96**0.25 / 2 * W[np.argmax((W**2).sum(-1))]
+        q[:, :24], k[:, :28] = 0.01 * q[:, :24] + hot, 0.01 * k[:, :28] + hot
+    return q, k, v
+
+
+def unit_of(dtype, query, key):
+    """eps · (1 + max|logit|)."""
+    return EPS[dtype] * (1 + _top(query, key))
+
+
+@cache
+def reference(name, method, dtype, is_causal, seed):
+    """Arrays of a scenario, rounded to `dtype`, as float64, its mask, and what the oracle makes of them."""
+    rng = np.random.default_rng([seed, SCENARIOS.index(name)])
+    q, k, v, mask = scenario(name, rng, METHODS[method], seed)
+    arrays = tuple(x.astype(_numpy_dtype(dtype)).astype(np.float64) for x in (q, k, v))
+    expected, _ = oracle(*arrays, METHODS[method], mask=mask, is_causal=is_causal, seed=seed)
+    return arrays, mask, expected
+
+
+def error(name, method, kind, dtype, is_causal, seed=0):
+    """Worst relative error of a head, in units; 0 where the scenario is not of such calls."""
+    arrays, mask, expected = reference(name, method, dtype, is_causal, seed)
+    if mask is not None and is_causal:
+        return 0.0
+    options = {"method": METHODS[method], "is_causal": is_causal, "seed": seed}
+    if mask is not None:
+        options["attn_mask"] = kind.mask(mask)
+    got = kind.to_numpy(sb.attention(*(kind.asarray(x, dtype) for x in arrays), **options))
+    norms = np.linalg.norm(expected, axis=(-2, -1))
+    errors = np.linalg.norm(got - expected, axis=(-2, -1)) / np.where(norms > 0, norms, 1.0)
+    return errors.max() / unit_of(dtype, *arrays[:2])
+
+
+class Kind:
+    """A library with half precision: arrays of any dtype there, float64 back."""
+
+    def __init__(self, name):
+        self.library = make_library(name)
+        self.mask = self.library.asarray
+
+    def asarray(self, x, dtype):
+        if self.library.name.startswith("torch"):
+            import torch
+
+            return self.library.asarray(x).to(getattr(torch, dtype))
+        return self.library.asarray(x.astype(_numpy_dtype(dtype)))
+
+    def to_numpy(self, x):
+        x = x.double() if self.library.name.startswith("torch") else x
+        return self.library.to_numpy(x).astype(np.float64)
+
+
+def _numpy_dtype(name):
+    import ml_dtypes
+
+    return ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
+
+
+def dtypes_of(name):
+    """dtypes that a library has."""
+    halves = ("float16", "bfloat16")
+    return [dtype for dtype in EPS if name != "array_api_strict" or dtype not in halves]
+
+
+def worst(name, kind, dtype, seeds):
+    """Worst error of a scenario over methods, causal or not, and seeds: (units, method)."""
+    calls = itertools.product(METHODS, (False, True), seeds)
+    return max((error(name, method, kind, dtype, causal, seed), method) for method, causal, seed in calls)
+
+
+def table(kinds, seeds):
+    """Rows of scenario by library and dtype, as Markdown."""
+    columns = [(name, dtype) for name in kinds for dtype in dtypes_of(name)]
+    yield "| scenario | " + " | ".join(f"{name} {dtype}" for name, dtype in columns) + " |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for scenario_name in track(SCENARIOS, description="scenarios"):
+        errors = [worst(scenario_name, Kind(name), dtype, seeds)[0] for name, dtype in columns]
+        yield f"| {scenario_name} | " + " | ".join(f"{units:.2g}" for units in errors) + " |"
+
+
+def main():
+    """Print the table, and write it where it belongs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds of data and draws (default 5)")
+    parser.add_argument("--output", type=Path, help="a Markdown file to write the table to")
+    arguments = parser.parse_args()
+    kinds = [name for name in EVERYWHERE if name != "numpy-readonly" and _is_here(name)]
+    rows = list(table(kinds, range(arguments.seeds)))
+    print("\n".join(rows))
+    if arguments.output is not None:
+        write(arguments.output, rows)
+
+
+def write(path, rows):
+    """Write lines to a temporary name, then move it."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.write("\n".join(rows) + "\n")
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)
+
+
+def _is_here(name):
+    try:
+        make_library(name)
+    except pytest.skip.Exception:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()
