@@ -10,6 +10,7 @@ Hand in NumPy, CuPy, Torch, JAX or any array-API arrays and get the same back::
 from scatterbrain_core._version import __version__
 from scatterbrain_core.attention import attention, attention_matrix, estimate
 from scatterbrain_core.estimates import Cost, Estimate
+from scatterbrain_core.gradients import attention_vjp
 from scatterbrain_core.low_rank import EluFeatures, PositiveFeatures, TrigonometricFeatures
 from scatterbrain_core.merging import merge
 from scatterbrain_core.method import Scatterbrain, methods
@@ -29,6 +30,7 @@ __all__ = [
     "__version__",
     "attention",
     "attention_matrix",
+    "attention_vjp",
     "estimate",
     "merge",
     "methods",

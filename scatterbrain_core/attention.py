@@ -11,6 +11,7 @@ from scatterbrain_core.dense import Block, far_block, map_blocks, near_block
 from scatterbrain_core.estimates import Cost, Estimate
 from scatterbrain_core.estimator import (
     Projections,
+    attend,
     draw,
     feature_groups,
     feature_slices,
@@ -108,7 +109,7 @@ def attention(
     >>> sb.attention(q, k, v, budget=0.25).shape
     (8, 1000, 64)
     """
-    problem, _, parts = _prepare(
+    problem, _, parts = prepare(
         query,
         key,
         value,
@@ -122,9 +123,8 @@ def attention(
     )
     projections = draw(problem, parts, Draws(seed))
     if problem.is_empty:
-        return _nothing(problem)[0]
-    result = solve(problem, parts, projections, feature_slices(parts, 1))
-    return problem.as_output(normalize(problem.backend, total(problem, result))[0])
+        return nothing(problem)[0]
+    return problem.as_output(attend(problem, parts, projections))
 
 
 def estimate(
@@ -160,7 +160,7 @@ def estimate(
     >>> est.method, est.cost.rank, est.stderr.shape
     ('performer', 50, (200, 16))
     """
-    problem, name, parts = _prepare(
+    problem, name, parts = prepare(
         query,
         key,
         value,
@@ -175,7 +175,7 @@ def estimate(
     draws = Draws(seed)
     projections = draw(problem, parts, draws)
     if problem.is_empty:
-        output, lse = _nothing(problem)
+        output, lse = nothing(problem)
         stderr = lse_stderr = None
         if has_error(parts):
             stderr, lse_stderr = zeros(problem.xp, tuple(output.shape), lse), lse
@@ -239,7 +239,7 @@ def attention_matrix(
            [1.  , 1.  , 2.72]])
     """
     require_bool("normalize", normalize)
-    problem, _, parts = _prepare(
+    problem, _, parts = prepare(
         query,
         key,
         key,
@@ -258,18 +258,17 @@ def attention_matrix(
     return problem.as_output(_weights(problem, parts, projections, normalize))
 
 
-def _prepare(
+def prepare(
     query: Any, key: Any, value: Any, method: str | Scatterbrain, budget: float, **arguments: Any
 ) -> tuple[Problem, str, Scatterbrain]:
     """The checked problem, the method's name and its planned parts."""
     problem = make_problem(query, key, value, **arguments)
     name, parts = resolve_method(method)
-    parts = plan(parts, budget, problem.n_keys, problem.query.shape[-1])
     check_fitted(problem, parts)
-    return problem, name, parts
+    return problem, name, plan(parts, budget, problem.n_keys, problem.query.shape[-1])
 
 
-def _nothing(problem: Problem) -> tuple[Array, Array]:
+def nothing(problem: Problem) -> tuple[Array, Array]:
     """Output and log-normaliser where there is no query or no key."""
     lead = (*problem.lead, problem.n_queries)
     output = zeros(problem.xp, (*lead, problem.value.shape[-1]), problem.query)

@@ -7,13 +7,17 @@ on `Backend` itself, which is plain array-API code.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from array_api_compat import array_namespace
 
 from scatterbrain_core._checks import type_name
 from scatterbrain_core._typing import Array, Namespace
+from scatterbrain_core.tiles import integers, longest_run
+
+Arrays: TypeAlias = tuple[Any, ...]
 
 ENTRY_POINT_GROUP = "scatterbrain.backends"
 
@@ -52,6 +56,50 @@ class Backend:
             Finite.
         """
         return self.xp.exp(logits - reference)
+
+    def checkpoint(
+        self,
+        function: Callable[[], Arrays],
+        terms: Callable[[], Iterable[Arrays]] | None = None,  # noqa: ARG002
+    ) -> Arrays:
+        """`function()`, of which a gradient keeps nothing but the results: it is run again.
+
+        Parameters
+        ----------
+        function : callable
+            Gives a tuple of arrays, the same whenever it is called.
+        terms : callable, optional
+            Gives tuples of arrays of the same shapes, which sum to those of `function` where these are
+            differentiable. A gradient runs these instead, one at a time; no two may share what depends on
+            its variables and is computed here.
+        """
+        return function()
+
+    def scatter_add(self, total: Array, index: Array, rows: Array) -> Array:
+        """`total` with rows added at their indices, which may repeat: the adjoint of a gather.
+
+        Parameters
+        ----------
+        total : array, shape (n, ...)
+            A temporary of the caller's: it may be overwritten.
+        index : array of int, shape (r,)
+        rows : array, shape (r, ...)
+        """
+        xp = self.xp
+        if 0 in rows.shape:
+            return total
+        order = xp.argsort(index, stable=True)
+        index, sums = xp.take(index, order), xp.take(rows, order, axis=0)
+        ones = (1,) * (rows.ndim - 1)
+        # Sums of runs of equal indices, by doubling: differences of running sums would lose digits.
+        for step in (2**i for i in range((longest_run(xp, index) - 1).bit_length())):
+            same = xp.reshape(index[step:] == index[:-step], (-1, *ones))
+            more = sums[step:, ...] + xp.where(same, sums[:-step, ...], 0.0)
+            sums = xp.concat([sums[:step, ...], more], axis=0)
+        numbers = integers(xp, total.shape[0], index)
+        end = xp.searchsorted(index, numbers, side="right")
+        is_named = xp.reshape(xp.searchsorted(index, numbers, side="left") < end, (-1, *ones))
+        return total + xp.where(is_named, xp.take(sums, xp.maximum(end - 1, 0), axis=0), 0.0)
 
 
 def library_name(xp: Namespace) -> str:

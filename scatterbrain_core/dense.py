@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from scatterbrain_core._typing import Array
 from scatterbrain_core.normalization import Partial, softmax_partial
@@ -51,17 +52,19 @@ def map_blocks(
         if problem.dense_mask is not None
         else max(1, problem.backend.chunk_elements // (problem.n_queries * problem.n_keys))
     )
+
+    def of_block(heads: slice, rows: slice) -> tuple[Array, ...]:
+        visible = _visible(problem, heads, rows)
+        support = visible if tables is None else _support(problem, tables, heads, rows, visible)
+        return function(Block(heads, rows, visible, support))
+
     by_heads = []
     for head in range(0, problem.n_heads, step):
         heads = slice(head, min(head + step, problem.n_heads))
         by_rows = []
         for row in range(0, problem.n_queries, n_rows):
             rows = slice(row, min(row + n_rows, problem.n_queries))
-            visible = _visible(problem, heads, rows)
-            support = visible
-            if tables is not None:
-                support = _support(problem, tables, heads, rows, visible)
-            by_rows.append(function(Block(heads, rows, visible, support)))
+            by_rows.append(problem.backend.checkpoint(partial(of_block, heads, rows)))
         by_heads.append([xp.concat(column, axis=1) for column in zip(*by_rows, strict=True)])
     return [xp.concat(column, axis=0) for column in zip(*by_heads, strict=True)]
 

@@ -52,6 +52,12 @@ class Result:
     pairs: Array
 
 
+def attend(problem: Problem, method: Scatterbrain, projections: Projections) -> Array:
+    """Output of a planned method, shape (H, Lq, Dv)."""
+    result = solve(problem, method, projections, feature_slices(method, 1))
+    return normalize(problem.backend, total(problem, result))[0]
+
+
 def draw(problem: Problem, method: Scatterbrain, draws: Draws) -> Projections:
     """All draws of a planned method; its two parts never share any."""
     dim = problem.query.shape[-1]
@@ -92,7 +98,7 @@ def solve(
         Groups of features, each of which gives a far field of its own.
     """
     results = [
-        _solve_heads(part, method, projections, groups, count_pairs) for part in _head_groups(problem, method)
+        _solve_heads(part, method, projections, groups, count_pairs) for part in head_groups(problem, method)
     ]
     xp = problem.xp
 
@@ -106,7 +112,10 @@ def solve(
     )
 
 
-def _head_groups(problem: Problem, method: Scatterbrain) -> Iterator[Problem]:
+def head_groups(
+    problem: Problem, method: Scatterbrain, elements: int = HEAD_GROUP_ELEMENTS
+) -> Iterator[Problem]:
+    """The problem a few heads at a time, one at least: what fits `elements` of features and states."""
     rank = max(1, method.rank)
     n_buckets = method.sparse.n_buckets if isinstance(method.sparse, Hashing) else 1
     columns = problem.value.shape[-1] + 1
@@ -117,7 +126,7 @@ def _head_groups(problem: Problem, method: Scatterbrain) -> Iterator[Problem]:
     )
     per_head = rows * (problem.query.shape[-1] + columns + rank) + 4 * n_blocks * rank * columns
     # Buckets of all heads of a group are numbered in one integer, which may have 32 bits.
-    step = min(max(1, HEAD_GROUP_ELEMENTS // per_head), (2**31 - 1) // (n_buckets + 1))
+    step = min(max(1, elements // per_head), (2**31 - 1) // (n_buckets + 1))
     for first in range(0, problem.n_heads, step):
         yield problem.of_heads(slice(first, min(first + step, problem.n_heads)))
 

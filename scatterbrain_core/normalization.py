@@ -9,6 +9,7 @@ denominator.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from scatterbrain_core._typing import Array
@@ -59,6 +60,25 @@ def merge(backend: Backend, first: Partial, *others: Partial) -> Partial:
         ref = backend.xp.maximum(total.ref, other.ref)
         total = Partial(ref, scaled(backend, total, ref) + scaled(backend, other, ref))
     return total
+
+
+def merge_one_by_one(
+    backend: Backend, nothing: Partial, part: Callable[[int], Partial], count: int
+) -> Partial:
+    """part(0), part(1), ... merged, where a gradient too holds one of them at a time."""
+
+    def merged() -> tuple[Array, Array]:
+        total = nothing
+        for step in range(count):
+            total = merge(backend, total, part(step))
+        return total.ref, total.acc
+
+    # Once the reference of all is known, the merge is a plain sum.
+    def terms() -> Iterator[tuple[Array, Array]]:
+        return ((ref, scaled(backend, part(step), ref)) for step in range(count))
+
+    ref, acc = backend.checkpoint(merged, terms)
+    return Partial(ref, acc)
 
 
 def scaled(backend: Backend, partial: Partial, ref: Array) -> Array:

@@ -135,9 +135,36 @@ def make_problem(
     _check_dtypes(arrays)
     _check_devices(arrays if attn_mask is None else arrays | {"attn_mask": attn_mask})
     _check_shapes(query, key, value, enable_gqa)
-    factor = _check_scale(scale, query.shape[-1])
+    _check_scale(scale, query.shape[-1])
     if attn_mask is not None:
         _check_mask(backend.xp, attn_mask, (*query.shape[:-1], key.shape[-2]), is_causal)
+    return bring_to_form(
+        backend,
+        query,
+        key,
+        value,
+        attn_mask=attn_mask,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+        check_finite=check_finite,
+    )
+
+
+def bring_to_form(
+    backend: Backend,
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    attn_mask: Any,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    check_finite: bool,
+) -> Problem:
+    """The problem of arguments that are checked but for their entries; linear in query, key and value."""
+    factor = _check_scale(scale, query.shape[-1])
     if enable_gqa:
         key, value = _repeat_heads(backend.xp, query, key), _repeat_heads(backend.xp, query, value)
     problem = _flatten(backend, query, key, value, attn_mask, is_causal)

@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import Backend
-from scatterbrain_core.normalization import Partial, merge, nothing_seen, softmax_partial
+from scatterbrain_core.normalization import (
+    Partial,
+    merge,
+    merge_one_by_one,
+    nothing_seen,
+    softmax_partial,
+)
 from scatterbrain_core.rows import Pairs, Rows
 from scatterbrain_core.tiles import Blocks, Table, cut, gather, integers, invert, unblock, zeros
 
@@ -98,17 +104,17 @@ def _stream(
     """Merge a chunk of query blocks over their keys, `tile_keys` at a time."""
     xp = backend.xp
     query = gather(xp, pairs.query, tile.rows)
-    total = nothing_seen(backend, query[..., 0], weighted_value)
-    for step in range(steps):
+
+    def part(step: int) -> Partial:
         slots = (origin + step * tile_keys)[:, None] + integers(xp, tile_keys, origin)[None, :]
         key_rows = gather(xp, key_order, xp.clip(slots, 0, key_order.shape[0] - 1))
         visible = (slots[:, None, :] >= tile.lo[:, :, None]) & (slots[:, None, :] < tile.hi[:, :, None])
         for table in excluded:
             visible = visible & ~_on_support(xp, table, tile.rows, key_rows)
         logits, factor = pairs.weights(backend, query, gather(xp, pairs.key, key_rows), visible)
-        part = softmax_partial(backend, logits, gather(xp, weighted_value, key_rows), factor)
-        total = merge(backend, total, part)
-    return total
+        return softmax_partial(backend, logits, gather(xp, weighted_value, key_rows), factor)
+
+    return merge_one_by_one(backend, nothing_seen(backend, query[..., 0], weighted_value), part, steps)
 
 
 def _on_support(xp: Namespace, table: Table, query_rows: Array, key_rows: Array) -> Array:

@@ -208,3 +208,41 @@ def test_elu_features_have_the_rank_of_the_queries(rng):
     est = sb.estimate(q, k, v, method=sb.Scatterbrain(sb.EluFeatures()))
     assert est.cost.rank == 5
     assert est.stderr is None
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        *(sb.Scatterbrain(features) for features in (FITTED | OTHERS).values()),
+        sb.Scatterbrain(FITTED["all"], sb.RandomHyperplanes(2)),
+        sb.Scatterbrain(sb.TrigonometricFeatures(8), sb.RandomHyperplanes(2, 2)),
+    ],
+    ids=repr,
+)
+def test_gradients_are_torchs_and_statistics_are_constants(library, rng, parts):
+    """Central differences of the estimate with the statistics held are the reference for the fitted maps."""
+    torch = pytest.importorskip("torch")
+    q, k, v = draw_problem(rng, 20, 30)
+    q, k = q / 3, k / 3
+    arguments = {"method": parts, "scale": 0.7}
+    output, vjp = sb.attention_vjp(*library.arrays(q, k, v), **arguments)
+    cotangent = rng.standard_normal(output.shape)
+    got = vjp(library.asarray(cotangent))
+    tensors = [torch.asarray(x).requires_grad_() for x in (q, k, v)]
+    expected = torch.autograd.grad(sb.attention(*tensors, **arguments), tensors, torch.asarray(cotangent))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(library.to_numpy(a), b.numpy(), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("features", FITTED.values(), ids=FITTED.keys())
+def test_gradients_hold_the_statistics(rng, monkeypatch, features):
+    """Torch's gradcheck, with what was fitted to the first call kept for all."""
+    torch = pytest.importorskip("torch")
+    q, k, v = (torch.asarray(x / 2).requires_grad_() for x in draw_problem(rng, 5, 6, dim=3, lead=(1,)))
+    parts = sb.Scatterbrain(features)
+    first = features.fit(array_namespace(q), q.detach(), k.detach(), None, None)
+    # The scale is 1, so that the statistics are those of the arguments.
+    monkeypatch.setattr(sb.PositiveFeatures, "fit", lambda *_: first)
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: sb.attention(q, k, v, method=parts, scale=1.0), (q, k, v), eps=1e-7, atol=1e-6
+    )

@@ -21,3 +21,7 @@ class TorchBackend(Backend):
         if torch.is_grad_enabled() and logits.requires_grad:
             return torch.exp(logits - reference)
         return logits.sub_(reference).exp_()
+
+    def scatter_add(self, total: Any, index: Any, rows: Any) -> Any:
+        """`total` with rows added in place."""
+        return total.index_add_(0, index, rows)

@@ -22,7 +22,7 @@ from scatterbrain_core.decoding.state import (
     restore,
 )
 from scatterbrain_core.decoding.sums import Sums
-from scatterbrain_core.estimator import draw, feature_slices, solve, total
+from scatterbrain_core.estimator import attend, draw
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.normalization import normalize
 from scatterbrain_core.planning import check_fitted, plan
@@ -52,14 +52,13 @@ def prefill(
     problem = _problem(query, key, value, check_finite=check_finite, **facts)
     if 0 in (problem.n_heads, problem.n_keys):
         raise ValueError(f"query must hold at least one head and one token, got shape {tuple(query.shape)}")
+    check_fitted(problem, method)
     parts = plan(method, budget, problem.n_keys, problem.query.shape[-1])
-    check_fitted(problem, parts)
     draws = Draws(seed)
     facts["scale"] = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     configuration = configure(method, parts, query, key, value, seed=draws.seed, **facts)
     context = _context(problem, parts, configuration)
-    result = solve(problem, parts, context.projections, feature_slices(parts, 1))
-    output = problem.as_output(normalize(problem.backend, total(problem, result))[0])
+    output = problem.as_output(attend(problem, parts, context.projections))
     return output, _whole(context, configuration, _form(parts).start(context), problem.n_keys)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import Backend
@@ -115,10 +116,19 @@ def _log_kernel_by_terms(backend: Backend, log_query: Array, log_key: Array) -> 
     for c in range(1, rank):
         top = xp.maximum(top, backend.stop_gradient(term(c)))
     top = xp.where(top == -math.inf, 0.0, top)
-    total = xp.exp(term(0) - top)
-    for c in range(1, rank):
-        total = total + xp.exp(term(c) - top)
+
+    def weights() -> Iterator[tuple[Array]]:
+        return ((xp.exp(term(c) - top),) for c in range(rank))
+
+    (total,) = backend.checkpoint(lambda: (_sum_one_by_one(weights()),), weights)
     return xp.log(xp.where(total > 0, total, 1.0)) + top
+
+
+def _sum_one_by_one(terms: Iterator[tuple[Array]]) -> Array:
+    (total,) = next(terms)
+    for (term,) in terms:
+        total = total + term
+    return total
 
 
 def _top(backend: Backend, logs: Array) -> Array:

@@ -151,7 +151,7 @@ class PositiveFeatures(FeatureMap):
         inflation = (1 + rho) / (2 * rho)
         norms = xp.matrix_transpose(square_norm(xp, projections))
         bound = x.shape[-1] / 4 * _log(xp, inflation) + (1 - 1 / rho) / 8 * norms
-        return bound + inflation**0.5 * products - half_norms
+        return products * inflation**0.5 + bound - half_norms
 
     def _rho(self, xp: Namespace, fitted: Preconditioner | None, dim: int) -> Any:
         if isinstance(self.rho, str):
