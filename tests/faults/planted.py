@@ -267,8 +267,8 @@ SUMS = [
         f"{CORE}/merging.py",
         "weights = [weight / total for weight in weights]",
         "weights = [weight * 0 + 1 / len(weights) for weight in weights]",
-        ("tests/test_merge.py",),
-        "numpy and not readonly",
+        ("tests/test_merge.py::test_shards_merge_to_the_whole",),
+        f"{NUMPY} and performer",
     ),
 ]
 
