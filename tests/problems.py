@@ -11,6 +11,18 @@ def draw_problem(rng, n_queries, n_keys, dim=5, lead=(2,), columns=3, dtype="flo
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
 
 
+def own_coordinates(x):
+    """Vectors (heads, blocks, n, d) as (heads, blocks * n, heads * blocks * d), each block in its own d.
+
+    The draws that a block meets are independent of those of the others.
+    """
+    heads, n_blocks, n, d = x.shape
+    apart = np.zeros((heads, n_blocks, n, heads, n_blocks, d))
+    for head, block in np.ndindex(heads, n_blocks):
+        apart[head, block, :, head, block] = x[head, block]
+    return apart.reshape(heads, n_blocks * n, -1)
+
+
 def eps(dtype):
     """Rounding unit of a dtype."""
     return float(np.finfo(dtype).eps)

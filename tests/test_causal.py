@@ -27,6 +27,21 @@ def test_the_future_changes_no_bit_of_the_past(library, dtype, rng, name):
         assert (after != before)[:, edge:].any()
 
 
+@pytest.mark.parametrize("name", ["performer", "scatterbrain", "limited", "tables"])
+def test_large_features_of_the_future_change_no_bit_of_the_past(library, dtype, rng, name):
+    """Keys of the future on the rows of W: a reference over the whole sequence would be theirs."""
+    q, k, v = draw_problem(rng, 200, 200, dim=8, lead=(1,), dtype=dtype)
+    (W,) = METHODS[name].low_rank.draw(sb.random.Draws(0).feature_generator(), 8)
+    arguments = {"method": METHODS[name], "is_causal": True, "scale": 1.0}
+    before = library.to_numpy(sb.attention(*library.arrays(q, k, v), **arguments))
+    for edge in (70, 150):
+        changed = k.copy()
+        changed[:, edge:] = np.resize(W, (200 - edge, 8))  # of log features ‖w‖²/2, the largest there are
+        after = library.to_numpy(sb.attention(*library.arrays(q, changed, v), **arguments))
+        np.testing.assert_array_equal(after[:, :edge], before[:, :edge])
+        assert (after != before)[:, edge:].any()
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_longer_sequence_begins_with_the_shorter_one(library, dtype, rng, name):
     q, k, v = draw_problem(rng, 150, 150, lead=(1,), dtype=dtype)

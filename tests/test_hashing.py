@@ -1,13 +1,13 @@
 """Hash families: their codes, their collision probabilities, their planning, and what a fitted one refuses.
 
-Collision counts are binomial with the closed form's p. False alarms: all counts of this file together at
-most ALARM = 1e-6, split evenly (Bonferroni) over COMPARISONS.
+Collision counts are binomial with the closed form's p, and go through the ledger of `alarms`.
 """
 
 from __future__ import annotations
 
 import math
 
+import alarms
 import array_api_compat
 import numpy as np
 import pytest
@@ -21,9 +21,6 @@ import scatterbrain_core as sb
 from scatterbrain_core.quadrature import gauss_legendre
 from scatterbrain_core.random import Draws
 from scatterbrain_core.sparse import cross_polytope, e2lsh
-
-ALARM = 1e-6
-COMPARISONS = 200
 
 FAMILIES = {
     "hyperplanes": sb.RandomHyperplanes(3, 3),
@@ -162,9 +159,11 @@ def hits(sparse, query, key, seeds):
     """How many of the seeds put each key into a bucket of the query's."""
     parts = sb.Scatterbrain(None, sparse)
     arguments = {"method": parts, "normalize": False, "scale": 1.0}
-    return sum(sb.attention_matrix(query, key, seed=seed, **arguments)[0] > 0 for seed in range(seeds))
+    matrices = (sb.attention_matrix(query, key, seed=seed, **arguments)[0] for seed in alarms.seeds(seeds))
+    return sum(matrix > 0 for matrix in matrices)
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize(
     "sparse", [sb.E2LSH(1, 1.0, 1.2, 1), sb.E2LSH(2, 1.0, 1.5, 3), sb.E2LSH(2, 1.0, None, 2)]
 )
@@ -172,10 +171,11 @@ def test_cells_collide_as_often_as_their_closed_form(sparse, rng):
     query, key = at_angles([0, 40, 85, 180], 4, rng)
     key = key * [[1.0], [0.9], [0.5], [1.0]]
     p = sparse.collision_probability(np, query, key)[0]
-    for count, chance in zip(hits(sparse, query, key, 1000), p, strict=True):
-        assert stats.binomtest(int(count), 1000, chance).pvalue > ALARM / COMPARISONS
+    for i, count in enumerate(hits(sparse, query, key, 1000)):
+        alarms.compare_count("cells", f"{sparse}, key {i}", int(count), 1000, p[i])
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize("dim", [8, 16, 64])
 @pytest.mark.parametrize(("n_hashes", "n_coordinates"), [(1, 1), (1, 4), (1, 64), (2, 2)])
 def test_cross_polytopes_collide_nearly_as_often_as_gaussian_ones(dim, n_hashes, n_coordinates, rng):
@@ -189,7 +189,9 @@ def test_cross_polytopes_collide_nearly_as_often_as_gaussian_ones(dim, n_hashes,
     query, key = at_angles([0, 30, 60, 90, 120, 180], dim, rng)
     p = sparse.collision_probability(np, query, key)[0]
     n = 2000
-    draws = sb.CrossPolytope(n_hashes, n_coordinates, n).draw(Draws(0).hash_generator(), dim)[0]
+    draws = sb.CrossPolytope(n_hashes, n_coordinates, n).draw(
+        Draws(alarms.seeds(1)[0]).hash_generator(), dim
+    )[0]
     signs = np.moveaxis(draws, 0, -1).astype(float)
     same = np.ones((6, n), dtype=bool)
     for hash_ in signs:
@@ -202,10 +204,9 @@ def test_cross_polytopes_collide_nearly_as_often_as_gaussian_ones(dim, n_hashes,
         same &= np.stack(key_axes) == query_axis
     same = same.sum(-1)
     np.testing.assert_array_equal(same[[0, 5]], [n, 0])
-    for count, chance in zip(same[1:5], p[1:5], strict=True):
-        low, high = max(chance - 0.02, 0.0), min(chance + 0.02, 1.0)
-        assert stats.binom.sf(count - 1, n, high) > ALARM / COMPARISONS
-        assert stats.binom.cdf(count, n, low) > ALARM / COMPARISONS
+    for count, chance, degrees in zip(same[1:5], p[1:5], (30, 60, 90, 120), strict=True):
+        case = f"{sparse} in {dim}, {degrees} degrees"
+        alarms.compare_count("cross-polytopes", case, int(count), n, chance, slack=0.02)
 
 
 def gaussian_collision(n_coordinates, theta):
