@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scatterbrain_core._typing import Array
-from scatterbrain_core.decoding.context import Context
+from scatterbrain_core.decoding.context import Context, concat_tokens
 from scatterbrain_core.decoding.state import State
 from scatterbrain_core.normalization import Partial, merge, softmax_partial
 from scatterbrain_core.rows import exact_weights
@@ -40,7 +40,7 @@ class Cache:
 
     def advance(self, context: Context, state: State) -> tuple[Partial, State]:
         """Each new query over all keys up to its own, a few queries at a time."""
-        problem, xp = context.problem, context.problem.xp
+        problem = context.problem
         grown = grow(context, state, self.start(context))
         n_keys = grown["key"].shape[1]
         step = max(1, problem.backend.chunk_elements // (problem.n_heads * n_keys))
@@ -48,10 +48,7 @@ class Cache:
             self._rows(context, grown, slice(first, min(first + step, problem.n_queries)))
             for first in range(0, problem.n_queries, step)
         ]
-        return (
-            Partial(xp.concat([p.ref for p in parts], axis=1), xp.concat([p.acc for p in parts], axis=1)),
-            grown,
-        )
+        return concat_tokens(context, parts), grown
 
     def _rows(self, context: Context, grown: State, rows: slice) -> Partial:
         problem, backend = context.problem, context.problem.backend

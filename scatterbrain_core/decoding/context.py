@@ -64,6 +64,14 @@ class Context:
         return make_features(self.problem, self.parts.low_rank, self.projections.features)
 
 
+def concat_tokens(context: Context, parts: list[Partial]) -> Partial:
+    """Partial results of consecutive tokens, shape (H, ·) each, in one."""
+    xp = context.problem.xp
+    return Partial(
+        xp.concat([part.ref for part in parts], axis=1), xp.concat([part.acc for part in parts], axis=1)
+    )
+
+
 class Form(Protocol):
     """A kind of state: what arrays it has, how it begins, and how tokens are added and attended."""
 

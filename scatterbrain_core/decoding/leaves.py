@@ -10,7 +10,7 @@ import math
 
 from scatterbrain_core._typing import Array
 from scatterbrain_core.decoding.cache import codes, grow, latest, past_of, with_ones
-from scatterbrain_core.decoding.context import Context
+from scatterbrain_core.decoding.context import Context, concat_tokens
 from scatterbrain_core.decoding.state import State
 from scatterbrain_core.estimator import support_tables
 from scatterbrain_core.far_field import feature_states
@@ -56,7 +56,7 @@ class Leaves:
 
     def advance(self, context: Context, state: State) -> tuple[Partial, State]:
         """One token after the other."""
-        problem, xp = context.problem, context.problem.xp
+        problem = context.problem
         features, new = context.features(), self._cache(context)
         query_code, key_code = codes(context)[0]
         grown = grow(context, {name: state[name] for name in new}, new)
@@ -71,9 +71,7 @@ class Leaves:
             states = _aged(context, states, grown, past + i)
             outside = _outside(context, states, query_code[:, i])
             far.append(features.kernel.apply(problem.backend, features.query[:, one, :], outside))
-        far_field = Partial(
-            xp.concat([part.ref for part in far], axis=1), xp.concat([part.acc for part in far], axis=1)
-        )
+        far_field = concat_tokens(context, far)
         total = merge(problem.backend, self._near(context, grown, query_code), far_field)
         return total, grown | {"leaf_ref": states.ref, "leaf_acc": states.acc}
 
@@ -148,10 +146,12 @@ def _added(
     xp, backend = context.problem.xp, context.problem.backend
     here = integers(xp, states.ref.shape[1], states.ref)[None, :] == number[:, None]
     here = here if exists is None else here & exists[:, None]
-    both = merge(backend, states, Partial(part.ref[:, None, :], part.acc[:, None, :, :]))
+    row = integers(xp, number.shape[0], number) * states.ref.shape[1] + number
+    ref, acc = (xp.reshape(x, (-1, *x.shape[2:])) for x in (states.ref, states.acc))
+    both = merge(backend, Partial(gather(xp, ref, row), gather(xp, acc, row)), part)
     return Partial(
-        xp.where(here[..., None], both.ref, states.ref),
-        xp.where(here[..., None, None], both.acc, states.acc),
+        xp.where(here[..., None], both.ref[:, None, :], states.ref),
+        xp.where(here[..., None, None], both.acc[:, None, :, :], states.acc),
     )
 
 

@@ -141,7 +141,7 @@ def _moved(backend: Backend, name: str, x: Any, query: Any) -> Array:
 
 def _unpack(packed: Array) -> Configuration:
     try:
-        fields = json.loads(bytes(int(packed[i]) for i in range(packed.shape[0])))
+        fields = json.loads(bytes(_numbers(packed)))
         if fields.pop("format") != FORMAT:
             raise ValueError
         return Configuration(**fields)
@@ -149,6 +149,12 @@ def _unpack(packed: Array) -> Configuration:
         raise ValueError(
             f"state[{CONFIGURATION!r}] must be what prefill wrote in format {FORMAT}, got something else"
         ) from None
+
+
+def _numbers(packed: Array) -> list[int]:
+    # One copy to the host where the library has it: an entry at a time would wait for a GPU at each.
+    as_list = getattr(packed, "tolist", None)
+    return as_list() if as_list else [int(packed[i]) for i in range(packed.shape[0])]
 
 
 def check_step(configuration: Configuration, query: Any, key: Any, value: Any) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from scatterbrain_core.decoding.context import Context
+from scatterbrain_core.decoding.context import Context, concat_tokens
 from scatterbrain_core.decoding.state import State
 from scatterbrain_core.estimator import feature_slices, solve, total
 from scatterbrain_core.normalization import Partial, merge
+
+# From so many tokens on the overhead of a causal call pays.
+MAX_ONE_BY_ONE = 16
 
 
 class Sums:
@@ -24,7 +27,9 @@ class Sums:
         return {"ref": states.ref, "acc": states.acc}
 
     def advance(self, context: Context, state: State) -> tuple[Partial, State]:
-        """The past by its sums, the new tokens as a causal call."""
+        """A few tokens one by one; more of them as a causal call, merged with the past by its sums."""
+        if context.problem.n_queries <= MAX_ONE_BY_ONE:
+            return self._one_by_one(context, state)
         backend, features = context.problem.backend, context.features()
         past = Partial(context.repeat(state["ref"]), context.repeat(state["acc"]))
         before = features.kernel.apply(backend, features.query, past)
@@ -33,3 +38,15 @@ class Sums:
         own = self.start(context)
         states = merge(backend, Partial(state["ref"], state["acc"]), Partial(own["ref"], own["acc"]))
         return merge(backend, before, new), {"ref": states.ref, "acc": states.acc}
+
+    def _one_by_one(self, context: Context, state: State) -> tuple[Partial, State]:
+        backend, features = context.problem.backend, context.features()
+        key, value = context.once(features.key), context.weighted_value()
+        states, parts = Partial(state["ref"], state["acc"]), []
+        for i in range(context.problem.n_queries):
+            one = slice(i, i + 1)
+            own = features.kernel.states(backend, key[:, one, :], value[:, one, :])
+            states = merge(backend, states, own)
+            seen = Partial(context.repeat(states.ref), context.repeat(states.acc))
+            parts.append(features.kernel.apply(backend, features.query[:, one, :], seen))
+        return concat_tokens(context, parts), {"ref": states.ref, "acc": states.acc}
