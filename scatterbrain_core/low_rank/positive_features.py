@@ -15,7 +15,7 @@ from scatterbrain_core.low_rank.preconditioning import Preconditioner, fit_preco
 from scatterbrain_core.random import normal_rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PositiveFeatures(FeatureMap):
     r"""Positive random features, :math:`\phi(x) = \exp(Wx - \|x\|^2/2)/\sqrt m`.
 

@@ -12,7 +12,7 @@ from scatterbrain_core.low_rank.kernels import SignedKernel
 from scatterbrain_core.random import normal_rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrigonometricFeatures(FeatureMap):
     r"""Random Fourier features, :math:`\phi(x) = e^{\|x\|^2/2}(\cos Wx, \sin Wx)\sqrt{2/m}`, for reference.
 

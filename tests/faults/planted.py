@@ -332,4 +332,119 @@ GRADIENTS = [
     ),
 ]
 
-FAULTS = [*STATISTICS, *MASKS, *CAUSAL, *SUMS, *ARGUMENTS, *GRADIENTS]
+FEATURES = [
+    Fault(
+        "whitening of one side alone",
+        "keys are moved by P where they need its inverse",
+        f"{CORE}/low_rank/positive_features.py",
+        "moved = _moved(xp, x, fitted.mean_key, fitted.inverse)\n        rows",
+        "moved = _moved(xp, x, fitted.mean_key, fitted.transform)\n        rows",
+        ("tests/test_features.py::test_every_map_is_the_oracles",),
+        NUMPY,
+    ),
+    Fault(
+        "centring without the factor of the row",
+        "exp(q·c) is left out",
+        f"{CORE}/low_rank/positive_features.py",
+        "rows if fitted.mean_key is None else rows + _inner(xp, x, fitted.mean_key)",
+        "rows",
+        ("tests/test_features.py::test_every_map_is_the_oracles",),
+        NUMPY,
+    ),
+    Fault(
+        "FAVOR++ without its bound",
+        "A‖w‖² half as large as ρ asks for",
+        f"{CORE}/low_rank/positive_features.py",
+        "(1 - 1 / rho) / 8 * norms",
+        "(1 - 1 / rho) / 16 * norms",
+        ("tests/test_features.py::test_every_map_is_the_oracles",),
+        NUMPY,
+    ),
+    Fault(
+        "pairs of the same sign",
+        "the second row of a pair is the first",
+        f"{CORE}/low_rank/positive_features.py",
+        "projections[1::2] *= -1",
+        "projections[1::2] *= 1",
+        ("tests/test_features.py::test_a_pair_is_a_row_and_its_opposite",),
+    ),
+    Fault(
+        "simplex rows not centred",
+        "rows at right angles in place of a simplex",
+        f"{CORE}/random.py",
+        "(np.eye(dim) - 1 / dim)",
+        "np.eye(dim)",
+        ("tests/test_features.py::test_rows_are_coupled_within_blocks_and_standard_normal_alone",),
+    ),
+    Fault(
+        "statistics of hidden keys",
+        "means are over all keys, hidden ones too",
+        f"{CORE}/low_rank/preconditioning.py",
+        "    if mask is None:\n        return xp.ones_like",
+        "    if True:\n        return xp.ones_like",
+        ("tests/test_features.py::test_statistics_leave_out_what_a_mask_hides",),
+        NUMPY,
+    ),
+]
+
+DECODING = [
+    Fault(
+        "window of a bucket one key too long",
+        "a decoded query sees max_bucket + 1 keys",
+        f"{CORE}/decoding/cache.py",
+        "- counts < hashing.max_bucket",
+        "- counts <= hashing.max_bucket",
+        ("tests/test_decoding.py::test_steps_are_the_full_causal_call",),
+        NUMPY,
+    ),
+    Fault(
+        "a key pushed out of its window is lost",
+        "older keys of a bucket are in no sum",
+        f"{CORE}/decoding/leaves.py",
+        "states = _aged(context, states, grown, past + i)",
+        "_aged(context, states, grown, past + i)",
+        ("tests/test_decoding.py::test_steps_are_the_full_causal_call",),
+        NUMPY,
+    ),
+    Fault(
+        "own bucket in the far field of a step",
+        "the keys of the support count twice",
+        f"{CORE}/decoding/leaves.py",
+        "xp.where(number < n_buckets, number != own,",
+        "xp.where(number < n_buckets, number >= 0,",
+        ("tests/test_decoding.py::test_steps_are_the_full_causal_call",),
+        NUMPY,
+    ),
+    Fault(
+        "a token sees the next of its step",
+        "several tokens at a time are not causal among themselves",
+        f"{CORE}/decoding/cache.py",
+        "[None, :] <= position[:, None]",
+        "[None, :] <= position[:, None] + 1",
+        ("tests/test_decoding.py::test_steps_are_the_full_causal_call",),
+        NUMPY,
+    ),
+]
+
+ADJOINTS = [
+    Fault(
+        "sign of a quotient's adjoint",
+        "gradients through denominators turned round",
+        f"{CORE}/differentiation/rules.py",
+        "-g * (out / y)",
+        "g * (out / y)",
+        ("tests/test_vjp.py::test_torchs_autograd_gives_the_same",),
+        NUMPY,
+    ),
+    Fault(
+        "one head of a group in the gradient of its keys",
+        "the gradients of repeated keys are not summed",
+        f"{CORE}/differentiation/rules.py",
+        "    return lambda g: xp.sum(xp.reshape(g, split), axis=axis + 1)\n\n\ndef _take",
+        "    return lambda g: xp.max(xp.reshape(g, split), axis=axis + 1)\n\n\ndef _take",
+        ("tests/test_vjp.py",),
+        "group and numpy and not readonly",
+    ),
+]
+
+FAULTS = [*STATISTICS, *MASKS, *CAUSAL, *SUMS, *ARGUMENTS, *GRADIENTS, *FEATURES, *DECODING, *ADJOINTS]
