@@ -51,8 +51,8 @@ class Entry:
 
 
 LEDGER = {
-    "mean of a weight": Entry(12),  # 3 random pairs of performer, 2 of a method with hashes
-    "variance of a weight": Entry(12),
+    "mean of a weight": Entry(15),  # 3 random pairs of features alone, 2 of a method with hashes
+    "variance of a weight": Entry(15),
     "mean off the support": Entry(4),
     "variance off the support": Entry(4),
     "hashes and features": Entry(1),

@@ -11,9 +11,15 @@ from math import comb
 import numpy as np
 
 
-def mean_of_features(square: float, m: int) -> list[float]:
-    """Central moments 0 to 6 of the mean of m features' products, in units of A; square = ‖q + k‖²."""
+def mean_of_features(square: float, m: int, paired: bool = False) -> list[float]:
+    """Central moments 0 to 6 of the mean of m features' products, in units of A; square = ‖q + k‖².
+
+    If paired, of m / 2 products exp(-‖z‖²/2) cosh(w·z).
+    """
     raw = [np.exp((n * n - n) / 2 * square) for n in range(7)]
+    if paired:
+        m //= 2
+        raw = [_of_cosh(n, square) for n in range(7)]
     c = [sum(comb(n, j) * raw[j] * (-1) ** (n - j) for j in range(n + 1)) for n in range(7)]
     cumulants = [
         c[2],
@@ -33,6 +39,12 @@ def mean_of_features(square: float, m: int) -> list[float]:
         k5 + 10 * k3 * k2,
         k6 + 15 * k4 * k2 + 10 * k3**2 + 15 * k2**3,
     ]
+
+
+def _of_cosh(n: int, square: float) -> float:
+    """E (exp(-‖z‖²/2) cosh(w·z))ⁿ, the power of the cosh multiplied out."""
+    terms = (comb(n, j) * np.exp((n - 2 * j) ** 2 * square / 2) for j in range(n + 1))
+    return sum(terms) / 2**n * np.exp(-n * square / 2)
 
 
 def mixture(moments: list[float], off: float) -> list[float]:

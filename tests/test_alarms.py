@@ -83,9 +83,16 @@ def test_moments_are_those_of_a_sample():
     one = np.exp(math.sqrt(square) * nodes - square / 2)
     three = (one[:, None, None] + one[:, None] + one) / 3
     joint = weights[:, None, None] * weights[:, None] * weights
-    for m, values, chance in ((1, one, weights), (3, three, joint)):
+    pair = np.cosh(math.sqrt(square) * nodes) * math.exp(-square / 2)
+    for m, paired, values, chance in (
+        (1, False, one, weights),
+        (3, False, three, joint),
+        (2, True, pair, weights),
+    ):
         expected = [(chance * (values - 1) ** n).sum() for n in range(7)]
-        np.testing.assert_allclose(moments.mean_of_features(square, m), expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            moments.mean_of_features(square, m, paired), expected, rtol=1e-9, atol=1e-12
+        )
     mixed = moments.mixture(moments.mean_of_features(square, 1), 0.3)
     squares, chance = np.append((one - 1) ** 2, 0), np.append(0.3 * weights, 0.7)
     mean = (chance * squares).sum()

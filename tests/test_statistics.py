@@ -37,6 +37,7 @@ METHODS = {
     "performer": sb.Scatterbrain(FEATURES),
     "one table": sb.Scatterbrain(FEATURES, ONE),
     "two tables": sb.Scatterbrain(FEATURES, TWO),
+    "paired": sb.Scatterbrain(sb.PositiveFeatures(M, paired=True)),
 }
 # Other paths give the same numbers from the same draws, which test_oracle and test_exactness compare.
 RUNS = [
@@ -45,6 +46,7 @@ RUNS = [
     ("one table", "dense", False),
     ("one table", "tiles", True),
     ("two tables", "tiles", False),
+    ("paired", "dense", False),
 ]
 LIMITED = sb.RandomHyperplanes(1, 1, 20)
 
@@ -58,8 +60,8 @@ def blocks():
     return own_coordinates(query @ turn), own_coordinates(key @ turn)
 
 
-def weights_of(parts, path, is_causal=False):
-    """Estimates of exp(q·k) within the blocks over all draws, shape (N, 4).
+def weights_of(parts, path, is_causal=False, calls=CALLS):
+    """Estimates of exp(q·k) within the blocks over all draws, shape (N, 4) at the usual number of calls.
 
     The query is the one at its block's last place, so that it sees the block's keys if causal too. Tiles give
     normalised weights, which the last key's exact weight makes absolute.
@@ -67,7 +69,7 @@ def weights_of(parts, path, is_causal=False):
     query, key = blocks()
     value = np.broadcast_to(np.eye(4 * BLOCKS), (HEADS, 4 * BLOCKS, 4 * BLOCKS)).copy()
     found = []
-    for seed in alarms.seeds(CALLS):
+    for seed in alarms.seeds(calls):
         arguments = {"method": parts, "scale": 1.0, "seed": seed, "is_causal": is_causal}
         if path == "dense":
             matrix = sb.attention_matrix(query, key, normalize=False, **arguments)
@@ -94,15 +96,23 @@ class Pair:
     square: float
     off: float
     n: int
+    paired: bool = False
 
     @property
     def moments(self):
-        return moments.mixture(moments.mean_of_features(self.square, M), self.off)
+        return moments.mixture(self.pure, self.off)
+
+    @property
+    def n_rows(self):
+        return M // 2 if self.paired else M
 
     def single_feature(self, excess):
-        """Chance that one of all features has a product above 1 + excess."""
+        """Chance that one product of all features is above 1 + excess."""
         root = math.sqrt(self.square)
-        return self.n * M * self.off * stats.norm.sf(math.log1p(excess) / root + root / 2)
+        quantile = math.log1p(excess) / root + root / 2
+        if self.paired:  # half as many products, each with two tails
+            quantile = math.acosh((1 + excess) * math.exp(self.square / 2)) / root
+        return self.n * M * self.off * stats.norm.sf(quantile)
 
     @property
     def sums(self):
@@ -111,7 +121,7 @@ class Pair:
             self.n * self.moments[2],
             self.n * self.moments[3],
             self.n,
-            single=lambda x: self.single_feature(M * x),
+            single=lambda x: self.single_feature(self.n_rows * x),
         )
 
     @property
@@ -119,7 +129,10 @@ class Pair:
         """Law of the sum of their squares, less its mean."""
         _, variance, third = moments.of_square(self.moments)
         return Sum(
-            self.n * variance, self.n * third, self.n, single=lambda x: self.single_feature(M * math.sqrt(x))
+            self.n * variance,
+            self.n * third,
+            self.n,
+            single=lambda x: self.single_feature(self.n_rows * math.sqrt(x)),
         )
 
     def sd_of_squares(self, off):
@@ -128,32 +141,34 @@ class Pair:
 
     @property
     def pure(self):
-        return moments.mean_of_features(self.square, M)
+        return moments.mean_of_features(self.square, M, self.paired)
 
 
 @pytest.mark.parametrize(("name", "path", "is_causal"), RUNS)
 def test_mean_and_variance_are_theorem_2s(name, path, is_causal):
     """E[estimate] = exp(q·k) and Var = (1 - p) · Var L, with Var L = A² (exp(‖q+k‖²) - 1) / m."""
     parts = METHODS[name]
-    deviation = weights_of(parts, path, is_causal) / WEIGHTS - 1
+    # The squares of pairs are more skewed.
+    deviation = weights_of(parts, path, is_causal, 2 * CALLS if name == "paired" else CALLS) / WEIGHTS - 1
+    n = len(deviation)
     for j, off in enumerate(off_support(parts)):
         if off * SQUARES[j] < 1e-12:  # q = k is always on the support
             np.testing.assert_allclose(deviation[:, j], 0, atol=1e-12)
             continue
-        pair = Pair(SQUARES[j], off, N)
+        pair = Pair(SQUARES[j], off, n, parts.low_rank.paired)
         case = f"{name}, {path}, {np.rad2deg(ANGLES[j]):.0f} degrees"
         accepted = alarms.compare_sum("mean of a weight", case, deviation[:, j].sum(), pair.sums)
-        of_squares = (deviation[:, j] ** 2).sum() - N * pair.moments[2]
+        of_squares = (deviation[:, j] ** 2).sum() - n * pair.moments[2]
         accepted_squares = alarms.compare_sum("variance of a weight", case, of_squares, pair.squares)
 
         sd = math.sqrt(pair.sums.variance)
-        assert alarms.miss(N * off * (M - 1), accepted, M * sd) <= MISS  # 1/m dropped
+        assert alarms.miss(n * off * (M - 1), accepted, M * sd) <= MISS  # 1/m dropped
         if parts.sparse is TWO and j == 1:
             both = (1 - ANGLES[j] / np.pi) ** 4  # in both tables
-            spread = math.sqrt(sd**2 + N * both * (1 - both))
-            assert alarms.miss(N * both, accepted, spread) <= MISS  # an overlap counted twice
+            spread = math.sqrt(sd**2 + n * both * (1 - both))
+            assert alarms.miss(n * both, accepted, spread) <= MISS  # an overlap counted twice
             # L taken off twice on an overlap leaves the mean, but is random there too.
-            shift = N * both * pair.pure[2]
+            shift = n * both * pair.pure[2]
             assert alarms.miss(shift, accepted_squares, pair.sd_of_squares(off + both)) <= MISS
 
 
@@ -236,6 +251,10 @@ def test_the_closed_forms_are_those_of_the_paper():
     got = [weight**2 * moments.mean_of_features(s, M)[2] for weight, s in zip(WEIGHTS, SQUARES, strict=True)]
     np.testing.assert_allclose(got, expected, atol=1e-15)
     np.testing.assert_allclose(FEATURES.variance(np, query, key)[0], expected, atol=1e-15)
+    paired = [
+        weight**2 * Pair(s, 1.0, N, True).moments[2] for weight, s in zip(WEIGHTS, SQUARES, strict=True)
+    ]
+    np.testing.assert_allclose(METHODS["paired"].low_rank.variance(np, query, key)[0], paired, atol=1e-15)
 
 
 def test_the_draws_of_the_two_parts_are_independent_and_standard_normal():
