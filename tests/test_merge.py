@@ -13,7 +13,9 @@ from problems import draw_problem
 
 import scatterbrain_core as sb
 
-SEPARABLE = {name: parts for name, parts in METHODS.items() if "limited" not in name}
+SEPARABLE = {
+    name: parts for name, parts in METHODS.items() if getattr(parts.sparse, "max_bucket", None) is None
+}
 
 
 def shards_of(library, q, k, v, edges, **arguments):
