@@ -51,7 +51,7 @@ class Estimate:
         precision, as are the standard errors.
     stderr : array, shape (..., Lq, Dv), or None
         Estimated standard error of `output`, given the support: a jackknife over up to 32 groups of
-        features. Output ± 1.96 · stderr covers the exact output about 94 times in 100 where ‖q + k‖² is at
+        features. Output ± 1.96 · stderr covers the exact output 92 to 94 times in 100 where ‖q + k‖² is at
         most 1, fewer at larger norms, whose tails no spread of groups shows. inf where a single group holds
         all weight, NaN with a single group; None without random features, as where the budget is all keys.
     lse_stderr : array, shape (..., Lq), or None
