@@ -22,26 +22,37 @@ def as_index(value: Any) -> int | None:
         return None
 
 
-def require_count(name: str, value: Any, at_least: int, at_most: int | None = None) -> None:
-    """Raise unless `value` is None or an int in the stated range."""
+# Sizes and rows are counted in integers that may have 32 bits.
+LARGEST_COUNT = 2**31 - 1
+
+
+def set_count(part: Any, name: str, at_least: int, at_most: int = LARGEST_COUNT) -> None:
+    """Make the field of a part an int, of whatever type it came; raise unless it is None or in the range."""
+    value = getattr(part, name)
     if value is None:
         return
-    expected = f"an int of at least {at_least}" + ("" if at_most is None else f" and at most {at_most}")
+    expected = f"an int of at least {at_least} and at most {at_most}"
     number = as_index(value)
     if number is None:
         raise TypeError(f"{name} must be {expected} or None, got {type_name(value)}")
-    if number < at_least or (at_most is not None and number > at_most):
+    if not at_least <= number <= at_most:
         raise ValueError(f"{name} must be {expected}, got {number}")
+    object.__setattr__(part, name, number)
 
 
-def require_at_least(name: str, value: Any, least: float, is_open: bool = False) -> None:
-    """Raise unless `value` is None or a finite number not below `least`, nor at it where `is_open`."""
+def set_at_least(part: Any, name: str, least: float, is_open: bool = False) -> None:
+    """Make the field of a part a float; raise unless it is None or finite and not below `least`.
+
+    Where `is_open` it must be above.
+    """
+    value = getattr(part, name)
     if value is None:
         return
     expected = f"a finite number {'above' if is_open else 'of at least'} {least:g} or None"
     number = require_real(name, value, expected)
     if not math.isfinite(number) or number < least or (is_open and number == least):
         raise ValueError(f"{name} must be {expected}, got {number}")
+    object.__setattr__(part, name, number)
 
 
 def require_bool(name: str, value: Any) -> None:

@@ -104,10 +104,11 @@ def _whiten(query, key, seen_query, seen_key):
     """P q and P^-1 k with P^2 = S_q^-1 # S_k, by SciPy's matrix square roots."""
     dim = query.shape[-1]
     moments = [x.T @ x / len(x) for x in (seen_query, seen_key)]
-    S_q, S_k = (S + 1e-3 * np.trace(S) / dim * np.eye(dim) for S in moments)
+    S_q, S_k = (S + 1e-2 * np.trace(S) / dim * np.eye(dim) for S in moments)
     root = sqrtm(S_q)
     square = np.linalg.inv(root) @ sqrtm(root @ S_k @ root) @ np.linalg.inv(root)
-    P = np.real(sqrtm(square))
+    values, vectors = np.linalg.eigh(np.real(square + square.T) / 2)
+    P = vectors * np.sqrt(np.maximum(values, 1e-2 * values[-1])) @ vectors.T
     return query @ P.T, key @ np.linalg.inv(P)
 
 

@@ -236,7 +236,11 @@ def test_tensors_on_two_devices_are_refused():
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: sb.PositiveFeatures(0), ValueError, "n_features must be an int of at least 1, got 0"),
+        (
+            lambda: sb.PositiveFeatures(0),
+            ValueError,
+            "n_features must be an int of at least 1 and at most 2147483647, got 0",
+        ),
         (lambda: sb.PositiveFeatures(2.0), TypeError, "n_features must be an int .* or None, got float"),
         (
             lambda: sb.RandomHyperplanes(-1),
@@ -248,8 +252,16 @@ def test_tensors_on_two_devices_are_refused():
             ValueError,
             "n_bits must be an int of at least 0 and at most 24, got 25",
         ),
-        (lambda: sb.RandomHyperplanes(2, 0), ValueError, "n_tables must be an int of at least 1, got 0"),
-        (lambda: sb.RandomHyperplanes(2, 1, 0), ValueError, "max_bucket must be an int of at least 1, got 0"),
+        (
+            lambda: sb.RandomHyperplanes(2, 0),
+            ValueError,
+            "n_tables must be an int of at least 1 and at most 2147483647, got 0",
+        ),
+        (
+            lambda: sb.RandomHyperplanes(2, 1, 0),
+            ValueError,
+            "max_bucket must be an int of at least 1 and at most 2147483647, got 0",
+        ),
         (lambda: sb.RandomHyperplanes(True), TypeError, "n_bits must be .* or None, got bool"),
         (lambda: sb.Scatterbrain(), ValueError, "low_rank and sparse must not both be None"),
         (

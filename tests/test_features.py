@@ -186,10 +186,14 @@ BAD = [
     (lambda: sb.PositiveFeatures(4, paired=1), TypeError, "paired must be True or False"),
     (lambda: sb.PositiveFeatures(4, centred="yes"), TypeError, "centred must be True or False"),
     (lambda: sb.PositiveFeatures(4, whitened=0), TypeError, "whitened must be True or False"),
-    (lambda: sb.PositiveFeatures(4, rho=0.0), ValueError, r"rho must be in \(0, 1\]"),
-    (lambda: sb.PositiveFeatures(4, rho=1.5), ValueError, r"rho must be in \(0, 1\]"),
-    (lambda: sb.PositiveFeatures(4, rho=float("nan")), ValueError, r"rho must be in \(0, 1\]"),
-    (lambda: sb.PositiveFeatures(4, rho="best"), TypeError, "rho must be a real number"),
+    (lambda: sb.PositiveFeatures(4, rho=0.0), ValueError, r"rho must be a real number in \[1e-06, 1\]"),
+    (lambda: sb.PositiveFeatures(4, rho=1.5), ValueError, r"rho must be a real number in \[1e-06, 1\]"),
+    (
+        lambda: sb.PositiveFeatures(4, rho=float("nan")),
+        ValueError,
+        r"rho must be a real number in \[1e-06, 1\]",
+    ),
+    (lambda: sb.PositiveFeatures(4, rho="best"), ValueError, "rho must be a real number.* got 'best'"),
     (lambda: sb.Scatterbrain("positive"), TypeError, "low_rank must be a feature map.*str"),
     (lambda: sb.PositiveFeatures().variance(np, np.ones((1, 2)), np.ones((1, 2))), ValueError, "n_features"),
 ]

@@ -354,7 +354,11 @@ def test_a_stated_number_of_coordinates_must_fit_the_vectors(rng):
             ValueError,
             "n_hashes and n_coordinates must make a code of at most 24 bits, got 5 hashes of 5 bits",
         ),
-        (lambda: sb.CrossPolytope(1, 2, 0), ValueError, "n_tables must be an int of at least 1, got 0"),
+        (
+            lambda: sb.CrossPolytope(1, 2, 0),
+            ValueError,
+            "n_tables must be an int of at least 1 and at most 2147483647, got 0",
+        ),
         (lambda: sb.CrossPolytope(n_bits=2), TypeError, "n_bits"),
         (lambda: sb.E2LSH(13), ValueError, "n_hashes must be an int of at least 0 and at most 12, got 13"),
         (lambda: sb.E2LSH(1, 0.0), ValueError, "width must be a finite number of at least 1e-06 or None"),
@@ -368,7 +372,11 @@ def test_a_stated_number_of_coordinates_must_fit_the_vectors(rng):
             ValueError,
             "n_hashes and width must make a code of at most 24 bits, got 5 hashes of 5 bits",
         ),
-        (lambda: sb.E2LSH(1, 1, 1, 1, 0), ValueError, "max_bucket must be an int of at least 1, got 0"),
+        (
+            lambda: sb.E2LSH(1, 1, 1, 1, 0),
+            ValueError,
+            "max_bucket must be an int of at least 1 and at most 2147483647, got 0",
+        ),
         (
             lambda: sb.CrossPolytope(1).collision_probability(np, np.eye(2), np.eye(2)),
             ValueError,

@@ -34,6 +34,9 @@ def coupled_rows(coupling: str, n_rows: int, dim: int) -> float:
 
 def cross_moment(xp: Namespace, square: Array, dim: int, cosine: float) -> Array:
     r""":math:`e^{-\|z\|^2}E[e^{(w_1+w_2)\cdot z}]` for two coupled rows, elementwise in ‖z‖² >= 0."""
+    # Beyond, about (‖z‖²/2)^(D/2) e^(-‖z‖²/2), it is nothing beside the 1 that is taken from it.
+    beyond = square > 200.0 + 4 * dim
+    square = xp.where(beyond, 0.0, square)
     top = float(xp.max(square)) if math.prod(square.shape) else 0.0
     log_half = xp.log(xp.where(square > 0, square, 1.0) / 2)
     total = xp.exp(-square)
@@ -41,7 +44,7 @@ def cross_moment(xp: Namespace, square: Array, dim: int, cosine: float) -> Array
     for k, coefficient in enumerate(_log_coefficients(dim, cosine, 60 + int(4 * top)), start=1):
         term = xp.exp(k * log_half + coefficient - square)
         total = total + xp.where(square > 0, term, 0.0)
-    return total
+    return xp.where(beyond, 0.0, total)
 
 
 def _log_coefficients(dim: int, cosine: float, count: int) -> list[float]:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol
 
-from scatterbrain_core._checks import require_count
+from scatterbrain_core._checks import set_count
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.normalization import Partial
@@ -54,7 +54,7 @@ class FeatureMap(ABC):
     kernel: ClassVar[Kernel]
 
     def __post_init__(self) -> None:
-        require_count("n_features", self.n_features, at_least=1)
+        set_count(self, "n_features", at_least=1)
         if self.n_features is not None and self.n_features % self.unit:
             raise ValueError(
                 f"n_features must be even, two features a row of W, got {self.n_features} for "

@@ -11,7 +11,12 @@ from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.low_rank.coupling import COUPLINGS, block_cosine, coupled_rows, cross_moment
 from scatterbrain_core.low_rank.feature_map import FeatureMap, pair_products, require_rank, square_norm
 from scatterbrain_core.low_rank.kernels import PositiveKernel
-from scatterbrain_core.low_rank.preconditioning import Preconditioner, fit_preconditioner, optimal_rho
+from scatterbrain_core.low_rank.preconditioning import (
+    LEAST_RHO,
+    Preconditioner,
+    fit_preconditioner,
+    optimal_rho,
+)
 from scatterbrain_core.random import normal_rows
 
 
@@ -45,7 +50,7 @@ class PositiveFeatures(FeatureMap):
         is rather too large.
     paired : bool
         Rows come in pairs ±w, so that L is a mean of hyperbolic cosines; n_features is even.
-    rho : float in (0, 1], or "optimal"
+    rho : float in [1e-6, 1], or "optimal"
         Variance of the Gaussian that rows are importance-sampled from is (1 + ρ)/(2ρ) times 1: 1 is plain,
         less bounds the features (FAVOR++). "optimal" takes the best ρ for each head's mean ‖q + k‖².
     centred : bool
@@ -84,9 +89,13 @@ class PositiveFeatures(FeatureMap):
         for name in ("paired", "centred", "whitened"):
             require_bool(name, getattr(self, name))
         if self.rho != "optimal":
-            rho = require_real("rho", self.rho, 'a real number in (0, 1] or "optimal"')
-            if not 0 < rho <= 1:
-                raise ValueError(f'rho must be in (0, 1] or "optimal", got {rho}')
+            expected = f'a real number in [{LEAST_RHO:g}, 1] or "optimal"'
+            if isinstance(self.rho, str):
+                raise ValueError(f"rho must be {expected}, got {self.rho!r}")
+            rho = require_real("rho", self.rho, expected)
+            if not LEAST_RHO <= rho <= 1:
+                raise ValueError(f"rho must be {expected}, got {rho}")
+            object.__setattr__(self, "rho", rho)
         super().__post_init__()
 
     @property

@@ -3,12 +3,20 @@ r"""Changes of query and key that leave :math:`e^{q\cdot k}` and lower the varia
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from array_api_compat import device
 
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.tiles import integers
 
 # Share of the mean eigenvalue that is added to second moments, which may be singular. Any is exact.
-RIDGE = 1e-3
+RIDGE = 1e-2
+# The smallest eigenvalue of P² as a share of the largest: P has a condition of at most 10, so that rounding
+# of its entries keeps P P⁻¹ = 1 to about 10 ε.
+LEAST_SHARE = 1e-2
+# The smallest ρ: at the ‖z‖² for which less is best nothing is estimated anyway, and 1/ρ may overflow.
+LEAST_RHO = 1e-6
 
 
 @dataclass(frozen=True)
@@ -55,13 +63,20 @@ def fit_preconditioner(
     square = _trace(xp, second_query) + _trace(xp, second_key)
     if centred:
         return Preconditioner(mean_query, mean_key, transform, inverse, square)
+    # Where q ≈ -k rounding may leave less than nothing.
     square = square + 2 * xp.sum(mean_query * mean_key, axis=-1)[..., None]
-    return Preconditioner(None, None, transform, inverse, square)
+    return Preconditioner(None, None, transform, inverse, xp.where(square > 0, square, 0.0))
 
 
 def optimal_rho(xp: Namespace, square: Array, dim: int) -> Array:
-    """ρ of least variance at a given ‖z‖² (arXiv 2205.15317, theorem 3.3, in the form 2D / ...)."""
-    return 2 * dim / (xp.sqrt((2 * square + dim) ** 2 + 8 * dim * square) + 2 * square + dim)
+    """ρ of least variance at a given ‖z‖² = s (arXiv 2205.15317, theorem 3.3).
+
+    It is 2D / (√((2s + D)² + 8Ds) + 2s + D), in shares of 2s + D, which do not overflow.
+    """
+    of_square = square / (2 * square + dim)
+    of_dim = 1 - 2 * of_square
+    rho = 2 * of_dim / (xp.sqrt(1 + 8 * of_dim * of_square) + 1)
+    return xp.where(rho > LEAST_RHO, rho, LEAST_RHO)
 
 
 def _count(xp: Namespace, x: Array, mask: Array | None) -> Array:
@@ -83,12 +98,29 @@ def _second_moment(xp: Namespace, x: Array, mask: Array | None, mean: Array | No
 
 
 def _balance(xp: Namespace, second_query: Array, second_key: Array) -> tuple[Array, Array]:
-    """P and its inverse, with P Σ_q P = P⁻¹ Σ_k P⁻¹: P² is the geometric mean of Σ_q⁻¹ and Σ_k."""
-    second_query, second_key = _regular(xp, second_query), _regular(xp, second_key)
-    root, inverse_root = _power(xp, second_query, 0.5), _power(xp, second_query, -0.5)
-    middle = _power(xp, xp.matmul(xp.matmul(root, second_key), root), 0.5)
+    """P and its inverse, with P Σ_q P = P⁻¹ Σ_k P⁻¹: P² is the geometric mean of Σ_q⁻¹ and Σ_k.
+
+    In double precision where the library has it: the condition of Σ_q^½ Σ_k Σ_q^½ is beyond float32.
+    """
+    dtype = second_query.dtype
+    scales = [_trace(xp, second) for second in (second_query, second_key)]
+    query, key = (
+        _regular(xp, xp.astype(second / xp.where(scale > 0, scale, 1.0), _double(xp, second)))
+        for second, scale in zip((second_query, second_key), scales, strict=True)
+    )
+    root, inverse_root = _powers(xp, query, 0.5)
+    middle, _ = _powers(xp, xp.matmul(xp.matmul(root, key), root), 0.5)
     square = xp.matmul(xp.matmul(inverse_root, middle), inverse_root)
-    return _power(xp, square, 0.5), _power(xp, square, -0.5)
+    # P² of moments that were divided by their traces is √(tr Σ_k / tr Σ_q) times P² of the moments.
+    factor = (xp.where(scales[1] > 0, scales[1], 1.0) / xp.where(scales[0] > 0, scales[0], 1.0)) ** 0.25
+    transform, inverse = (xp.astype(x, dtype) for x in _powers(xp, square, 0.5, LEAST_SHARE))
+    return transform * factor, inverse / factor
+
+
+def _double(xp: Namespace, x: Array) -> Any:
+    """float64 where the device of `x` has it, else the dtype of `x`."""
+    dtypes = xp.__array_namespace_info__().dtypes(device=device(x), kind="real floating")
+    return dtypes.get("float64", x.dtype)
 
 
 def _trace(xp: Namespace, x: Array) -> Array:
@@ -102,9 +134,13 @@ def _regular(xp: Namespace, second: Array) -> Array:
     return second + identity * xp.where(mean > 0, RIDGE * mean, 1.0)
 
 
-def _power(xp: Namespace, x: Array, power: float) -> Array:
-    """A power of a symmetric matrix with positive eigenvalues."""
+def _powers(xp: Namespace, x: Array, power: float, least_share: float = 0.0) -> tuple[Array, Array]:
+    """A power of a symmetric matrix with positive eigenvalues, and its inverse, of the same eigenvalues."""
     values, vectors = xp.linalg.eigh((x + xp.matrix_transpose(x)) / 2)
-    tiny = float(xp.finfo(x.dtype).smallest_normal)
-    values = xp.where(values > tiny, values, tiny) ** power
-    return xp.matmul(vectors * values[..., None, :], xp.matrix_transpose(vectors))
+    least = values[..., -1:] * max(least_share, float(xp.finfo(x.dtype).eps))
+    values = xp.where(values > least, values, least) ** power
+    transposed = xp.matrix_transpose(vectors)
+    return (
+        xp.matmul(vectors * values[..., None, :], transposed),
+        xp.matmul(vectors / values[..., None, :], transposed),
+    )

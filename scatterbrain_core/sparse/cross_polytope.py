@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from scatterbrain_core._checks import require_count
+from scatterbrain_core._checks import set_count
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.quadrature import gauss_legendre
 from scatterbrain_core.sparse.hashing import MAX_BITS, Hashing, angle, join_digits
@@ -60,8 +60,8 @@ class CrossPolytope(Hashing):
     max_bucket: int | None = None
 
     def __post_init__(self) -> None:
-        require_count("n_hashes", self.n_hashes, at_least=0, at_most=MAX_BITS)
-        require_count("n_coordinates", self.n_coordinates, at_least=1, at_most=2 ** (MAX_BITS - 1))
+        set_count(self, "n_hashes", at_least=0, at_most=MAX_BITS)
+        set_count(self, "n_coordinates", at_least=1, at_most=2 ** (MAX_BITS - 1))
         self._check_counts()
         if self.n_coordinates is not None and self.n_coordinates & (self.n_coordinates - 1):
             raise ValueError(f"n_coordinates must be a power of two, got {self.n_coordinates}")
@@ -162,7 +162,9 @@ def padded_axes(dim: int) -> int:
 
 
 def nearest_axis(xp: Namespace, signs: Array, x: Array, n_coordinates: int) -> Array:
-    """Nearest of 2d' signed axes after the rotation, as 2·index + (coordinate >= 0).
+    """Nearest of 2d' signed axes after the rotation, as 2·index + 1 if the coordinate is not negative.
+
+    A coordinate that is zero but for rounding counts as not negative.
 
     Parameters
     ----------
@@ -175,12 +177,13 @@ def nearest_axis(xp: Namespace, signs: Array, x: Array, n_coordinates: int) -> A
     """
     for i in range(3):
         x = hadamard(xp, x * signs[i, ...])
+    zero = -TILT * xp.sqrt(xp.mean(x * x, axis=0))
     x = x[:n_coordinates, :]
     # Vectors along an axis make exact ties, which rounding would break anew for every length.
     tilt = 1 + TILT * xp.astype(integers(xp, n_coordinates, x), x.dtype)
     index = xp.argmax(xp.abs(x) / tilt[:, None], axis=0)
     largest = xp.take_along_axis(x, index[None, :], axis=0)[0, :]
-    return index * 2 + xp.astype(largest >= 0, index.dtype)
+    return index * 2 + xp.astype(largest >= zero, index.dtype)
 
 
 def hadamard(xp: Namespace, x: Array) -> Array:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from scatterbrain_core._checks import require_at_least, require_count
+from scatterbrain_core._checks import set_at_least, set_count
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.quadrature import gauss_legendre
 from scatterbrain_core.sparse.hashing import MAX_BITS, Hashing, join_digits
@@ -67,9 +67,9 @@ class E2LSH(Hashing):
     max_bucket: int | None = None
 
     def __post_init__(self) -> None:
-        require_count("n_hashes", self.n_hashes, at_least=0, at_most=MAX_HASHES)
-        require_at_least("width", self.width, LEAST_WIDTH)
-        require_at_least("radius", self.radius, 0.0, is_open=True)
+        set_count(self, "n_hashes", at_least=0, at_most=MAX_HASHES)
+        set_at_least(self, "width", LEAST_WIDTH)
+        set_at_least(self, "radius", 0.0, is_open=True)
         self._check_counts()
         if self.depth > MAX_BITS:
             raise ValueError(

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, Self
 
-from scatterbrain_core._checks import require_count
+from scatterbrain_core._checks import set_count
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.tiles import Sorted, Table, integers, invert, piece_size, positions, sort_jointly
@@ -128,8 +128,8 @@ class Hashing(ABC):
         ]
 
     def _check_counts(self) -> None:
-        require_count("n_tables", self.n_tables, at_least=1)
-        require_count("max_bucket", self.max_bucket, at_least=1)
+        set_count(self, "n_tables", at_least=1)
+        set_count(self, "max_bucket", at_least=1)
 
     def _budgeted(self, pairs: int, n_keys: int) -> tuple[int, int, int | None]:
         """Bits to choose for a code, T, and the largest bucket, for `pairs` exact keys a query."""
@@ -161,13 +161,18 @@ class Hashing(ABC):
         key_rank, query_rank = (
             tuple(positions(xp, x.shape[0], x.shape[1], x) for x in (key, query))
             if is_causal
-            else tuple(xp.reshape(xp.matmul(x, draws[-1]), (-1,)) for x in (key, query))
+            else tuple(_along(xp, x, draws[-1]) for x in (key, query))
         )
         joint = sort_jointly(xp, key_bucket, query_bucket, key_rank, query_rank)
         slot = invert(xp, joint.key_order)
         interval = _latest if is_causal else _pieces
         lo, hi, run = interval(xp, joint, self.max_bucket)
         return Table(joint, run, lo, hi, slot, key_bucket, query_bucket, self.depth, self.max_bucket)
+
+
+def _along(xp: Namespace, x: Array, direction: Array) -> Array:
+    # Not a matrix product, which may round equal rows differently: equal keys must tie, in every library.
+    return xp.reshape(xp.sum(x * direction, axis=-1), (-1,))
 
 
 def _latest(xp: Namespace, joint: Sorted, limit: int | None) -> tuple[Array, Array, Array]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from scatterbrain_core._checks import require_count
+from scatterbrain_core._checks import set_count
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.sparse.hashing import MAX_BITS, Hashing, angle, join_digits
 
@@ -42,7 +42,7 @@ class RandomHyperplanes(Hashing):
     max_bucket: int | None = None
 
     def __post_init__(self) -> None:
-        require_count("n_bits", self.n_bits, at_least=0, at_most=MAX_BITS)
+        set_count(self, "n_bits", at_least=0, at_most=MAX_BITS)
         self._check_counts()
 
     @property
