@@ -7,6 +7,7 @@ from typing import Any
 
 from scatterbrain_core._checks import require_bool
 from scatterbrain_core._typing import Array, Seed
+from scatterbrain_core.backend import in_full_precision
 from scatterbrain_core.dense import Block, far_block, map_blocks, near_block
 from scatterbrain_core.estimates import Cost, Estimate
 from scatterbrain_core.estimator import (
@@ -33,6 +34,7 @@ from scatterbrain_core.tiles import integers, zeros
 ERROR_GROUPS = 32
 
 
+@in_full_precision()
 def attention(
     query: Any,
     key: Any,
@@ -127,6 +129,7 @@ def attention(
     return problem.as_output(attend(problem, parts, projections))
 
 
+@in_full_precision()
 def estimate(
     query: Any,
     key: Any,
@@ -192,6 +195,7 @@ def estimate(
     return Estimate(output, lse, stderr, lse_stderr, _cost(parts, pairs, problem.n_keys), *of_call)
 
 
+@in_full_precision()
 def attention_matrix(
     query: Any,
     key: Any,

@@ -9,7 +9,7 @@ from array_api_compat import device
 
 from scatterbrain_core._checks import as_index, type_name
 from scatterbrain_core.attention import nothing
-from scatterbrain_core.backend import backend_of
+from scatterbrain_core.backend import backend_of, in_full_precision
 from scatterbrain_core.decoding.cache import Cache
 from scatterbrain_core.decoding.context import Context, Form
 from scatterbrain_core.decoding.leaves import Leaves
@@ -40,6 +40,7 @@ MAX_LEAVES = 64
 MAX_TOKENS = 2**32
 
 
+@in_full_precision(1)
 def prefill(
     method: Scatterbrain,
     query: Any,
@@ -68,6 +69,7 @@ def prefill(
     return output, _whole(context, configuration, _form(parts).start(context), problem.n_keys)
 
 
+@in_full_precision(1)
 def step(
     method: Scatterbrain, query: Any, key: Any, value: Any, state: Any, *, check_finite: bool
 ) -> tuple[Any, State]:

@@ -165,10 +165,11 @@ def _aged(context: Context, states: Partial, grown: State, last: int) -> Partial
     counts = xp.cumulative_sum(xp.astype(in_bucket, code.dtype), axis=-1)
     pushed = in_bucket & (counts[:, -1:] - counts == hashing.max_bucket)
     place = xp.argmax(xp.astype(pushed, xp.int8), axis=-1)
-    row = integers(xp, place.shape[0], place) * grown["key"].shape[1] + place
+    heads, n_keys = code.shape[0], grown["key"].shape[1]
+    row = integers(xp, heads, place) * n_keys + place
     key, value = (
-        xp.take(xp.reshape(grown[name], (-1, grown[name].shape[-1])), row, axis=0)[:, None, :]
-        for name in ("key", "value")
+        xp.take(xp.reshape(x, (heads * n_keys, x.shape[-1])), row, axis=0)[:, None, :]
+        for x in (grown["key"], grown["value"])
     )
     value = with_weights(xp, value, key)
     low_rank = context.parts.low_rank
