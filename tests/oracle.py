@@ -118,9 +118,12 @@ def _support(query, key, visible, sparse, is_causal, seed):
     support = np.zeros(visible.shape, dtype=bool)
     if sparse is None:
         return support
+    # Only a fitted radius looks at rows other than the pair's own: it is that of the rows that are seen.
+    query, key = (np.where(visible.any(axis)[:, None], x, 0.0) for x, axis in ((query, -1), (key, -2)))
     for q_codes, k_codes, direction in hash_tables(query, key, sparse, seed):
+        meets = (q_codes[:, None, :] == k_codes[None, :, :]).all(-1) & visible
         for i in range(len(query)):
-            bucket = [j for j in range(len(key)) if (q_codes[i] == k_codes[j]).all() and visible[i, j]]
+            bucket = list(np.flatnonzero(meets[i]))
             support[i, _seen(i, bucket, query, key, direction, sparse.max_bucket, is_causal)] = True
     return support
 
