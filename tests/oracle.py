@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.linalg import hadamard, sqrtm
+from scipy.linalg import cholesky, hadamard, solve_triangular, svd
 from scipy.special import logsumexp
 
 import scatterbrain_core as sb
@@ -91,7 +91,7 @@ def _log_positive(query, key, low_rank, W, row_seen, key_seen):
     if rho == "optimal":
         z = (query[row_seen][:, None, :] + key[key_seen][None, :, :]).reshape(-1, dim)
         s = (z**2).sum(-1).mean()
-        rho = (math.sqrt((2 * s + dim) ** 2 + 8 * dim * s) - 2 * s - dim) / (4 * s)
+        rho = 2 * dim / (math.sqrt((2 * s + dim) ** 2 + 8 * dim * s) + 2 * s + dim)
     # Chefs' random tables: f(w, x) = D exp(A |w|^2 + B w.x - |x|^2 / 2) with 1 - 8 A = 1 / rho.
     A = (1 - 1 / rho) / 8
     B, log_D = math.sqrt(1 - 4 * A), dim / 4 * math.log(1 - 4 * A)
@@ -101,15 +101,20 @@ def _log_positive(query, key, low_rank, W, row_seen, key_seen):
 
 
 def _whiten(query, key, seen_query, seen_key):
-    """P q and P^-1 k with P^2 = S_q^-1 # S_k, by SciPy's matrix square roots."""
-    dim = query.shape[-1]
-    moments = [x.T @ x / len(x) for x in (seen_query, seen_key)]
-    S_q, S_k = (S + 1e-2 * np.trace(S) / dim * np.eye(dim) for S in moments)
-    root = sqrtm(S_q)
-    square = np.linalg.inv(root) @ sqrtm(root @ S_k @ root) @ np.linalg.inv(root)
-    values, vectors = np.linalg.eigh(np.real(square + square.T) / 2)
-    P = vectors * np.sqrt(np.maximum(values, 1e-2 * values[-1])) @ vectors.T
-    return query @ P.T, key @ np.linalg.inv(P)
+    """P q and P^-1 k with P^2 = S_q^-1 # S_k, by Cholesky factors and singular values.
+
+    With S_q = L L', S_k = K K' and L'K = U s V', P^2 = X X' for X = L'^-1 U s^(1/2): nothing is squared.
+    """
+    L, K = (cholesky(_regular(x.T @ x / len(x)), lower=True) for x in (seen_query, seen_key))
+    U, s, _ = svd(L.T @ K)
+    vectors, values, _ = svd(solve_triangular(L, U * np.sqrt(s), lower=True, trans="T"))
+    values = np.maximum(values, values[0] / 10)
+    return query @ (vectors * values @ vectors.T), key @ (vectors / values @ vectors.T)
+
+
+def _regular(S):
+    mean = np.trace(S) / len(S)
+    return S + (1e-2 * mean if mean > 0 else 1.0) * np.eye(len(S))
 
 
 def _support(query, key, visible, sparse, is_causal, seed):
@@ -118,9 +123,12 @@ def _support(query, key, visible, sparse, is_causal, seed):
     support = np.zeros(visible.shape, dtype=bool)
     if sparse is None:
         return support
+    # Only a fitted radius looks at rows other than the pair's own: it is that of the rows that are seen.
+    query, key = (np.where(visible.any(axis)[:, None], x, 0.0) for x, axis in ((query, -1), (key, -2)))
     for q_codes, k_codes, direction in hash_tables(query, key, sparse, seed):
+        meets = (q_codes[:, None, :] == k_codes[None, :, :]).all(-1) & visible
         for i in range(len(query)):
-            bucket = [j for j in range(len(key)) if (q_codes[i] == k_codes[j]).all() and visible[i, j]]
+            bucket = list(np.flatnonzero(meets[i]))
             support[i, _seen(i, bucket, query, key, direction, sparse.max_bucket, is_causal)] = True
     return support
 

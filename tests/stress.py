@@ -16,13 +16,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 from libraries import EVERYWHERE, make_library
-from oracle import METHODS, oracle
+from oracle import METHODS as PARTS
+from oracle import oracle
 from problems import draw_problem
 from rich.progress import track
 
 import scatterbrain_core as sb
 from scatterbrain_core.random import Draws
 
+MAPS = {
+    "orthogonal": sb.PositiveFeatures(6, "orthogonal"),
+    "paired": sb.PositiveFeatures(6, paired=True),
+    "rho 0.3": sb.PositiveFeatures(6, rho=0.3),
+    "centred": sb.PositiveFeatures(6, centred=True),
+    "whitened": sb.PositiveFeatures(6, whitened=True),
+    "rho optimal": sb.PositiveFeatures(6, rho="optimal"),
+    "all": sb.PositiveFeatures(6, "orthogonal", paired=True, rho="optimal", centred=True, whitened=True),
+}
+METHODS = PARTS | {
+    f"{name}{of}": sb.Scatterbrain(features, sparse)
+    for name, features in MAPS.items()
+    for of, sparse in (("", None), (", hyperplanes", sb.RandomHyperplanes(2)))
+}
 LIMIT = 32.0
 PAGE = """# What rounding costs
 
@@ -45,6 +60,8 @@ SCENARIOS = (
     "all keys opposite to all queries",
     "features too large by e^30",
     "values of 10 000",
+    "fewer keys than dimensions",
+    "all vectors nearly equal",
 )
 
 
@@ -69,6 +86,11 @@ def scenario(name, rng, parts, seed):
         q, k, v = _overestimated(rng, parts, seed)
     elif name == "values of 10 000":
         v = 1e4 * v
+    elif name == "fewer keys than dimensions":
+        q, k, v = draw_problem(rng, 10, 10, dim=64)
+    elif name == "all vectors nearly equal":
+        mean = 5 / math.sqrt(8)
+        q, k = mean + 0.1 * q, mean + 0.1 * k
     return q, k, v, mask
 
 

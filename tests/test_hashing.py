@@ -103,6 +103,24 @@ def test_a_fitted_radius_is_that_of_what_is_seen(library, dtype, rng, name, mask
     assert relative_error(library.to_numpy(got), expected) <= tolerance(dtype, *seen)
 
 
+@pytest.mark.parametrize("name", FITTED)
+@pytest.mark.parametrize("shape", [(1, 61), (47, 1), (2, 1, 61), (2, 47, 1)])
+def test_a_fitted_radius_under_a_mask_is_the_oracles(library, dtype, rng, name, shape):
+    """The oracle is handed the hidden rows too, which are the longest."""
+    q, k, v = draw_problem(rng, 47, 61, dtype=dtype)
+    mask = rng.random(shape) < 0.7
+    if shape[-1] == 1:
+        q = np.where(mask, q, 9 * q).astype(dtype)
+    else:
+        k = np.where(np.swapaxes(mask, -1, -2), k, 9 * k).astype(dtype)
+    parts = sb.Scatterbrain(sb.PositiveFeatures(4), FITTED[name])
+    est = sb.estimate(*library.arrays(q, k, v), method=parts, attn_mask=library.asarray(mask))
+    output, lse = oracle(q, k, v, parts, mask=mask)
+    bound = tolerance(dtype, np.where(mask, q, 0) if shape[-1] == 1 else q, k)
+    assert relative_error(library.to_numpy(est.output), output) <= bound
+    np.testing.assert_allclose(library.to_numpy(est.lse), lse, rtol=0, atol=bound)
+
+
 def test_a_radius_of_zero_rows_is_no_division_by_zero(library, dtype):
     zeros = np.zeros((1, 9, 4), dtype=dtype)
     parts = sb.Scatterbrain(None, sb.E2LSH(1, 1.0))
