@@ -7,6 +7,7 @@ from typing import Any
 
 from scatterbrain_core._checks import require_bool
 from scatterbrain_core._typing import Array, Seed
+from scatterbrain_core.backend import in_full_precision
 from scatterbrain_core.dense import Block, far_block, map_blocks, near_block
 from scatterbrain_core.estimates import Cost, Estimate
 from scatterbrain_core.estimator import (
@@ -24,15 +25,16 @@ from scatterbrain_core.estimator import (
 from scatterbrain_core.method import Scatterbrain, resolve_method
 from scatterbrain_core.normalization import finite, normalize
 from scatterbrain_core.planning import check_fitted, plan
-from scatterbrain_core.problem import Problem, make_problem
+from scatterbrain_core.problem import Problem, make_problem, resolve_scale
 from scatterbrain_core.random import Draws
 from scatterbrain_core.sparse import Hashing
-from scatterbrain_core.tiles import zeros
+from scatterbrain_core.tiles import integers, zeros
 
 # Groups of features from whose spread the standard error is estimated.
 ERROR_GROUPS = 32
 
 
+@in_full_precision()
 def attention(
     query: Any,
     key: Any,
@@ -127,6 +129,7 @@ def attention(
     return problem.as_output(attend(problem, parts, projections))
 
 
+@in_full_precision()
 def estimate(
     query: Any,
     key: Any,
@@ -174,13 +177,13 @@ def estimate(
     )
     draws = Draws(seed)
     projections = draw(problem, parts, draws)
+    of_call = (name, parts, draws.seed, resolve_scale(scale, query), is_causal, _query_sum(problem))
     if problem.is_empty:
         output, lse = nothing(problem)
         stderr = lse_stderr = None
         if has_error(parts):
-            stderr, lse_stderr = zeros(problem.xp, tuple(output.shape), lse), lse
-        cost = _cost(parts, 0.0, problem.n_keys)
-        return Estimate(output, lse, stderr, lse_stderr, cost, name, parts, draws.seed)
+            stderr, lse_stderr = (zeros(problem.xp, tuple(x.shape), lse) for x in (output, lse))
+        return Estimate(output, lse, stderr, lse_stderr, _cost(parts, 0.0, problem.n_keys), *of_call)
     groups = feature_slices(parts, ERROR_GROUPS)
     result = solve(problem, parts, projections, groups, count_pairs=True)
     output, lse = normalize(problem.backend, total(problem, result))
@@ -189,10 +192,10 @@ def estimate(
         stderr, lse_stderr = map(problem.unflatten, standard_errors(problem, result, groups))
     output, lse = problem.as_output(output), problem.unflatten(lse)
     pairs = float(problem.xp.mean(problem.backend.stop_gradient(result.pairs)))
-    cost = _cost(parts, pairs, problem.n_keys)
-    return Estimate(output, lse, stderr, lse_stderr, cost, name, parts, draws.seed)
+    return Estimate(output, lse, stderr, lse_stderr, _cost(parts, pairs, problem.n_keys), *of_call)
 
 
+@in_full_precision()
 def attention_matrix(
     query: Any,
     key: Any,
@@ -273,6 +276,14 @@ def nothing(problem: Problem) -> tuple[Array, Array]:
     lead = (*problem.lead, problem.n_queries)
     output = zeros(problem.xp, (*lead, problem.value.shape[-1]), problem.query)
     return problem.in_dtype(output), zeros(problem.xp, lead, problem.query) - math.inf
+
+
+def _query_sum(problem: Problem) -> float:
+    """A weighted sum of the queries: equal for equal ones, and hardly for others."""
+    xp = problem.xp
+    rows = xp.sum(problem.backend.stop_gradient(problem.query), axis=-1)
+    weights = 1 + xp.astype(integers(xp, problem.n_queries, rows), rows.dtype)
+    return float(xp.sum(rows * weights)) if math.prod(rows.shape) else 0.0
 
 
 def _cost(parts: Scatterbrain, pairs: float, n_keys: int) -> Cost:

@@ -8,8 +8,9 @@ on `Backend` itself, which is plain array-API code.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cache
-from typing import Any, TypeAlias
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from array_api_compat import array_namespace
 
@@ -18,6 +19,8 @@ from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.tiles import integers, longest_run
 
 Arrays: TypeAlias = tuple[Any, ...]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 ENTRY_POINT_GROUP = "scatterbrain.backends"
 
@@ -56,6 +59,16 @@ class Backend:
             Finite.
         """
         return self.xp.exp(logits - reference)
+
+    def full_precision(self, like: Array) -> AbstractContextManager[Any]:  # noqa: ARG002
+        """What a call runs in, so that its products have the dtype of their arguments.
+
+        Parameters
+        ----------
+        like : array
+            On the device of the call.
+        """
+        return nullcontext()
 
     def checkpoint(
         self,
@@ -102,6 +115,23 @@ class Backend:
         return total + xp.where(is_named, xp.take(sums, xp.maximum(end - 1, 0), axis=0), 0.0)
 
 
+def in_full_precision(position: int = 0) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Run a call whose `query` stands at this position within `Backend.full_precision` of its library."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def call(*arguments: P.args, **keywords: P.kwargs) -> R:
+            query: Any = keywords.get("query", arguments[position] if len(arguments) > position else None)
+            if not _is_array(query):  # an error, which the call itself says best
+                return function(*arguments, **keywords)
+            with backend_of(query=query).full_precision(query):
+                return function(*arguments, **keywords)
+
+        return call
+
+    return decorate
+
+
 def library_name(xp: Namespace) -> str:
     """Root module of the library behind a namespace: 'numpy', 'torch', 'jax', 'array_api_strict', ..."""
     return str(xp.__name__).removeprefix("array_api_compat.").partition(".")[0]
@@ -143,13 +173,16 @@ def backend_of(**arrays: Any) -> Backend:
     return _backend(library_name(xp), xp)
 
 
-def _require_array(name: str, x: Any) -> None:
+def _is_array(x: Any) -> bool:
     try:
-        # Subclasses that change what operators mean.
-        is_array = type(x).__name__ not in ("MaskedArray", "matrix") and bool(array_namespace(x))
+        # Subclasses that change what operators mean are none.
+        return type(x).__name__ not in ("MaskedArray", "matrix") and bool(array_namespace(x))
     except TypeError:
-        is_array = False
-    if not is_array:
+        return False
+
+
+def _require_array(name: str, x: Any) -> None:
+    if not _is_array(x):
         raise TypeError(
             f"{name} must be an array of a library with the array API (NumPy, CuPy, Torch, JAX, ...), "
             f"got {type_name(x)}"

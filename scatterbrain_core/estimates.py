@@ -38,7 +38,7 @@ class Cost:
         return f"{self.pairs:.1f} pairs + rank {self.rank} a query = {self.fraction:.1%} of the keys{hashes}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Estimate:
     """An estimate of attention and what is known of it.
 
@@ -51,9 +51,11 @@ class Estimate:
         precision, as are the standard errors.
     stderr : array, shape (..., Lq, Dv), or None
         Estimated standard error of `output`, given the support: a jackknife over up to 32 groups of
-        features. Output ± 1.96 · stderr covers the exact output 92 to 94 times in 100 where ‖q + k‖² is at
-        most 1, fewer at larger norms, whose tails no spread of groups shows. inf where a single group holds
-        all weight, NaN with a single group; None without random features, as where the budget is all keys.
+        features. With 64 features or more, output ± 1.96 · stderr covers the exact output 92 to 94 times in
+        100 where ‖q + k‖² is at most 1; it covers less with few features (Student's t with as many degrees
+        of freedom, less one), and at larger norms, whose tails no spread of groups shows. inf where a single
+        group holds all weight, NaN with a single group; None without random features, as where the budget
+        is all keys.
     lse_stderr : array, shape (..., Lq), or None
         The same of `lse`.
     cost : Cost
@@ -64,6 +66,11 @@ class Estimate:
         The parts with all that the budget chose.
     seed : int
         What gives the same draws again, also where a generator was passed.
+    scale : float
+        Of the logits.
+    is_causal : bool
+    query_sum : float
+        A weighted sum of the queries, by which `merge` tells others.
     """
 
     output: Any
@@ -74,3 +81,6 @@ class Estimate:
     method: str
     parts: Scatterbrain
     seed: int
+    scale: float
+    is_causal: bool
+    query_sum: float

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import accumulate, pairwise
 
 from scatterbrain_core._typing import Array
+from scatterbrain_core.backend import Backend
 from scatterbrain_core.causal import causal_far_field_of_all, causal_far_field_of_one_table
 from scatterbrain_core.dense import Block, block_partial, far_block, map_blocks, near_block
 from scatterbrain_core.far_field import far_field_of_all, far_field_of_one_table, less_later_tables
@@ -264,18 +266,29 @@ def standard_errors(problem: Problem, result: Result, groups: Sequence[slice]) -
     drift = sum(moves[1:], start=moves[0])
     others = _sums_of_others([acc[..., -1] for acc in parts])
     seen = lse != -math.inf
-    squares, log_squares = [], []
+    steps, log_steps = [], []
     for move, share, other in zip(moves, shares, others, strict=True):
         left = xp.where(seen, near + other / (1 - share), 1.0)
         held = left != 0
         left = xp.where(held, left, 1.0)
         step = (move - share * drift) / ((1 - share) * left[..., None])
-        squares.append(xp.where(held[..., None], step**2, math.inf))
+        steps.append(xp.where(held[..., None], step, math.inf))
         # Signed features may leave a negative weight, which has no log.
         log_left = xp.where(left > 0, xp.log(xp.where(left > 0, left, 1.0)), math.nan)
-        log_squares.append(xp.where(held, log_left**2, math.inf))
-    factor = (len(groups) - 1) / len(groups)
-    return tuple(xp.sqrt(factor * sum(x[1:], start=x[0])) for x in (squares, log_squares))
+        log_steps.append(xp.where(held, log_left, math.inf))
+    factor = math.sqrt((len(groups) - 1) / len(groups))
+    return _norm(backend, steps) * factor, _norm(backend, log_steps) * factor
+
+
+def _norm(backend: Backend, terms: list[Array]) -> Array:
+    """Root of the sum of squares, in units of the largest, which may be beyond the root of the range."""
+    xp = backend.xp
+    top = reduce(xp.maximum, [xp.abs(backend.stop_gradient(term)) for term in terms])
+    is_plain = (top > 0) & xp.isfinite(top)
+    unit = xp.where(is_plain, top, 1.0)
+    # Where all is 0 or not finite the root has no derivative.
+    squares = [xp.where(is_plain, term / unit, 1.0) ** 2 for term in terms]
+    return xp.where(is_plain, unit * xp.sqrt(sum(squares[1:], start=squares[0])), top)
 
 
 def _sums_of_others(terms: list[Array]) -> list[Array]:

@@ -10,7 +10,7 @@ from array_api_compat import device
 
 from scatterbrain_core._typing import Array, Seed
 from scatterbrain_core.attention import nothing, prepare
-from scatterbrain_core.backend import backend_of
+from scatterbrain_core.backend import backend_of, in_full_precision
 from scatterbrain_core.differentiation import TracingBackend, untraced
 from scatterbrain_core.estimator import HEAD_GROUP_ELEMENTS, Projections, attend, draw, head_groups
 from scatterbrain_core.method import Scatterbrain
@@ -23,6 +23,7 @@ RECORDED_GROUP_ELEMENTS = HEAD_GROUP_ELEMENTS // 8
 Vjp: TypeAlias = Callable[[Any], tuple[Any, Any, Any]]
 
 
+@in_full_precision()
 def attention_vjp(
     query: Any,
     key: Any,
@@ -91,6 +92,7 @@ def attention_vjp(
         output = problem.as_output(attend(problem, parts, projections))
     shape, dtype = tuple(output.shape), output.dtype
 
+    @in_full_precision()
     def vjp(cotangent: Any) -> tuple[Any, Any, Any]:
         _check_cotangent(query, cotangent, shape, dtype)
         tracing = TracingBackend(backend)

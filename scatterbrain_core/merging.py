@@ -8,9 +8,11 @@ from dataclasses import replace
 from functools import reduce
 from typing import Any
 
+from array_api_compat import array_namespace, device
+
 from scatterbrain_core._checks import type_name
 from scatterbrain_core._typing import Array, Namespace
-from scatterbrain_core.backend import backend_of
+from scatterbrain_core.backend import backend_of, library_name
 from scatterbrain_core.estimates import Cost, Estimate
 from scatterbrain_core.normalization import finite
 
@@ -23,8 +25,9 @@ def merge(estimates: Sequence[Estimate]) -> Estimate:
     Parameters
     ----------
     estimates : sequence of Estimate
-        Of the same queries, one a shard, with the same parts, seed and scale. State the size of the parts,
-        or give shards of equal length: a budget chooses by the length.
+        Of the same queries, one a shard, with the same parts, seed and scale; one at most with `is_causal`,
+        which counts positions from the shard's first key. State the size of the parts, or give shards of
+        equal length: a budget chooses by the length.
 
     Returns
     -------
@@ -36,7 +39,9 @@ def merge(estimates: Sequence[Estimate]) -> Estimate:
     Raises
     ------
     TypeError, ValueError
-        There is nothing to merge, or the shards differ in parts, seed, shape, dtype, library or device.
+        There is nothing to merge; the shards differ in queries, parts, seed, scale, shape, dtype, library
+        or device; more than one is causal; or their weights may be negative (`TrigonometricFeatures`), when
+        a shard's normaliser has no log.
 
     Notes
     -----
@@ -44,8 +49,7 @@ def merge(estimates: Sequence[Estimate]) -> Estimate:
     hashes without `max_bucket` and statistics: there every weight is a function of its own query and key.
     A bucket that is cut, or statistics of the keys (`centred`, `whitened`, `rho="optimal"`, a `radius`
     taken from the data), depend on the other keys of the shard: the merged estimate is then another one of
-    the same kind, no worse founded, but not the same numbers. `is_causal` counts positions from the
-    shard's first key: it fits the first shard alone.
+    the same kind, no worse founded, but not the same numbers.
 
     Examples
     --------
@@ -93,7 +97,9 @@ def _errors(
         lse_stderr = xp.where(counts, shard.lse_stderr, 0.0)
         stderr = xp.where(counts[..., None], shard.stderr, 0.0)
         of_lse.append(weight * lse_stderr)
-        of_output.append(weight[..., None] * (stderr + move * lse_stderr[..., None]))
+        # No move is no error, even where that of the weight is not finite.
+        moved = xp.where(move > 0, move * xp.where(move > 0, lse_stderr[..., None], 0.0), 0.0)
+        of_output.append(weight[..., None] * (stderr + moved))
     return _sum(of_output), _sum(of_lse)
 
 
@@ -121,12 +127,29 @@ def _checked(estimates: Any) -> list[Estimate]:
             raise ValueError(
                 f"estimates must be of one {name}, got {expected} in estimates[0] and {got} in estimates[{i}]"
             )
+    causal = [i for i, shard in enumerate(estimates) if shard.is_causal]
+    if len(causal) > 1:
+        raise ValueError(
+            "estimates must hold at most one with is_causal=True, which counts positions from its first key, "
+            f"got {', '.join(f'estimates[{i}]' for i in causal)}"
+        )
+    low_rank = estimates[0].parts.low_rank
+    if len(estimates) > 1 and low_rank is not None and not low_rank.kernel.is_positive:
+        raise ValueError(f"estimates must have positive weights to be merged, got those of {low_rank}")
     return list(estimates)
 
 
 def _facts(shard: Estimate) -> dict[str, Any]:
     """What all shards must have in common; the seed matters where something was drawn."""
-    facts = {"method": shard.parts, "shape": tuple(shard.output.shape), "dtype": shard.output.dtype}
+    facts = {
+        "library": library_name(array_namespace(shard.lse)),
+        "device": device(shard.lse),
+        "method": shard.parts,
+        "shape": tuple(shard.output.shape),
+        "dtype": shard.output.dtype,
+        "scale": shard.scale,
+        "set of queries": shard.query_sum,
+    }
     return facts | {"seed": shard.seed} if shard.parts.is_random else facts
 
 

@@ -69,6 +69,7 @@ class Scatterbrain:
         value: Any,
         *,
         budget: float = 0.125,
+        length: int | None = None,
         scale: float | None = None,
         enable_gqa: bool = False,
         seed: Seed = 0,
@@ -76,8 +77,7 @@ class Scatterbrain:
     ) -> tuple[Any, dict[str, Any]]:
         """Causal attention over a prompt, with the state from which decoding goes on.
 
-        Arguments and errors are those of `attention` with `is_causal=True`. What the parts leave open is
-        chosen for the prompt's length and stays.
+        Arguments not listed and errors are those of `attention` with `is_causal=True`.
 
         Parameters
         ----------
@@ -85,18 +85,22 @@ class Scatterbrain:
         key : array, shape (..., L, D)
         value : array, shape (..., L, Dv)
             At least one token.
+        length : int, optional
+            Length, prompt included, for which the budget chooses what the parts leave open; it stays for all
+            tokens. By default the prompt's: give the length to come where the prompt is short.
 
         Returns
         -------
         output : array, shape (..., L, Dv)
         state : dict of str to array
-            Arrays of the library, on the device of `query`, that `numpy.savez` can save; `step` takes it
-            back as NumPy arrays too. Beside about 500 bytes of configuration it holds, for Hk key heads, n
-            tokens and rank m, in numbers of float32 or float64:
+            Arrays of the library, on the device of `query`, none of them the caller's. `numpy.savez` can save
+            them (Torch tensors detached and on the CPU), and `step` takes them back as NumPy arrays too.
+            Beside a few hundred bytes of configuration they are, for Hk key heads, n tokens and rank m, in
+            numbers of float32 or float64:
 
             - without a sparse part Hk · m · (Dv + 2), whatever n;
             - with one Hk · n · (D + Dv), and T codes (ints) a key where there are hashes; and
-            - beside one table of W <= 1024 buckets Hk · W · m · (Dv + 2), with `max_bucket` twice that; or
+            - beside one table of W <= 64 buckets Hk · W · m · (Dv + 2), with `max_bucket` twice that; or
               with several or larger tables Hk · n · m.
 
         Examples
@@ -118,6 +122,7 @@ class Scatterbrain:
             key,
             value,
             budget=budget,
+            length=length,
             scale=scale,
             enable_gqa=enable_gqa,
             seed=seed,

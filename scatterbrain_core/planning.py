@@ -47,7 +47,7 @@ def plan(method: Scatterbrain, budget: Any, n_keys: int, dim: int) -> Scatterbra
     if not isinstance(sparse, Hashing):
         return Scatterbrain(None if low_rank is None else low_rank.planned(entries, dim), sparse)
     is_open = sparse == type(sparse)() and (low_rank is None or low_rank.is_open)
-    if is_open and entries >= n_keys:
+    if sparse == type(sparse)() and entries >= n_keys:
         return Scatterbrain(sparse=AllPairs())
     if is_open and low_rank is not None and entries == 1:
         return Scatterbrain(low_rank=low_rank.planned(1, dim))
@@ -55,9 +55,10 @@ def plan(method: Scatterbrain, budget: Any, n_keys: int, dim: int) -> Scatterbra
         low_rank = low_rank.planned(max(1, round(LOW_RANK_SHARE * entries)), dim)
     pairs = entries - Scatterbrain(low_rank, sparse).rank
     if sparse.is_open and pairs < (sparse.n_tables or 1) and n_keys > 0:
+        beside = "" if low_rank is None else f" beside the rank {low_rank.n_features} of {low_rank}"
         raise ValueError(
-            f"budget must leave each table an exact pair beside the features, got {budget}: {entries} of "
-            f"{n_keys} keys for {low_rank} and {sparse}; raise it, or say max_bucket or the size of the codes"
+            f"budget must leave each table an exact pair{beside}, got {budget}: {entries} of {n_keys} keys "
+            f"for {sparse}; raise it, or say max_bucket or the size of the codes"
         )
     return Scatterbrain(low_rank, sparse.planned(max(1, pairs), n_keys, dim))
 

@@ -135,7 +135,7 @@ def make_problem(
     _check_dtypes(arrays)
     _check_devices(arrays if attn_mask is None else arrays | {"attn_mask": attn_mask})
     _check_shapes(query, key, value, enable_gqa)
-    _check_scale(scale, query.shape[-1])
+    resolve_scale(scale, query)
     if attn_mask is not None:
         _check_mask(backend.xp, attn_mask, (*query.shape[:-1], key.shape[-2]), is_causal)
     return bring_to_form(
@@ -164,7 +164,7 @@ def bring_to_form(
     check_finite: bool,
 ) -> Problem:
     """The problem of arguments that are checked but for their entries; linear in query, key and value."""
-    factor = _check_scale(scale, query.shape[-1])
+    factor = resolve_scale(scale, query)
     if enable_gqa:
         key, value = _repeat_heads(backend.xp, query, key), _repeat_heads(backend.xp, query, value)
     problem = _flatten(backend, query, key, value, attn_mask, is_causal)
@@ -228,9 +228,10 @@ def _check_groups(query: Any, key: Any) -> None:
         )
 
 
-def _check_scale(scale: Any, dim: int) -> float:
+def resolve_scale(scale: Any, query: Any) -> float:
+    """Factor of the logits, by default 1/√D; raise unless it is a finite number."""
     if scale is None:
-        return 1 / math.sqrt(dim)
+        return 1 / math.sqrt(query.shape[-1])
     factor = require_real("scale", scale, "a real number or None")
     if not math.isfinite(factor):
         raise ValueError(f"scale must be finite, got {factor}")

@@ -121,6 +121,14 @@ class Rows:
         return Pairs(features.query, features.key, features.kernel.pairs)
 
 
+def with_weights(xp: Namespace, value: Array, key: Array, key_mask: Array | None = None) -> Array:
+    """Values with a last column of weights: one, or zero for a hidden key."""
+    ones = xp.ones_like(key[..., :1])  # of the keys, as values may have no columns
+    if key_mask is not None:
+        ones = xp.where(key_mask[..., None], ones, 0.0)
+    return xp.concat([value, ones], axis=-1)
+
+
 def make_rows(problem: Problem, tile: tuple[int, int], features: Features | None = None) -> Rows:
     """Rows of a problem, with those of its features or of a group of them."""
     xp = problem.xp
@@ -128,10 +136,8 @@ def make_rows(problem: Problem, tile: tuple[int, int], features: Features | None
     def flat(x: Array) -> Array:
         return xp.reshape(x, (-1, x.shape[-1]))
 
-    ones = xp.ones_like(problem.key[..., :1])
-    if problem.key_mask is not None:
-        ones = xp.where(problem.key_mask[..., None], ones, 0.0)
-    weighted_value = flat(xp.concat([problem.value, ones], axis=-1))
+    weighted_value = with_weights(xp, problem.value, problem.key, problem.key_mask)
     if features is not None:
         features = Features(flat(features.query), flat(features.key), features.kernel)
-    return Rows(flat(problem.query), flat(problem.key), weighted_value, features, problem.n_heads, tile)
+    query, key, weighted_value = flat(problem.query), flat(problem.key), flat(weighted_value)
+    return Rows(query, key, weighted_value, features, problem.n_heads, tile)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from itertools import pairwise
 
 import hypothesis.strategies as st
@@ -174,40 +175,56 @@ def _damaged(state, **changes):
     return {name: x for name, x in (state | changes).items() if x is not None}
 
 
-def _bad_states(state):
+def _bad_arrays(state):
     nan, inf = state["leaf_acc"].copy(), state["key"].copy()
     nan[0, 0, 0, 0], inf[0, 0, 0] = np.nan, np.inf
+    code = state["code"]
+    yield "key", state["key"][:, 1:], r"must have shape \(2, 30, 5\)"
+    yield "leaf_acc", nan, "must be finite, got NaN or inf"
+    yield "key", inf, "must be finite"
+    yield "leaf_ref", state["leaf_ref"] * np.nan, "must be finite"
+    yield "key", state["key"].astype("f4"), "must have dtype float64"
+    yield "length", np.asarray(-1), "must be one integer.* got int64 -1"
+    yield "length", np.asarray(30.0), "must be one integer.* got float64 30"
+    yield "length", np.asarray([30]), r"must be one integer.* got shape \(1,\)"
+    yield "code", code + 2, r"must be in \[0, 2\), got 2 to 3"
+    yield "code", code - 2, r"must be in \[0, 2\), got -2 to -1"
+    yield "code", code > 0, "must be of signed integers, got bool"
+    yield "code", code * 1.0, "must be of signed integers, got float64"
+    yield "configuration", state["configuration"][:-5], "must be what prefill wrote"
+    yield "configuration", state["key"], "must be what prefill wrote"
+    for junk in _junk(json.loads(state["configuration"].tobytes())):
+        packed = np.frombuffer(json.dumps(junk).encode(), np.uint8)
+        yield "configuration", packed, "must be what prefill wrote"
+
+
+def _bad_states(state):
     yield list(state), TypeError, "state must be a dict of arrays"
     yield {}, ValueError, "state must hold 'configuration'"
     yield _damaged(state, key=None), ValueError, "state must hold .*'key'.*, got"
     yield _damaged(state, extra=state["key"]), ValueError, "state must hold .*, got .*'extra'"
-    yield _damaged(state, key=state["key"][:, 1:]), ValueError, r"state\['key'\] must have shape \(2, 30, 5\)"
-    yield _damaged(state, leaf_acc=nan), ValueError, r"state\['leaf_acc'\] must be finite, got NaN or inf"
-    yield _damaged(state, key=inf), ValueError, r"state\['key'\] must be finite"
-    yield _damaged(state, leaf_ref=state["leaf_ref"] * np.nan), ValueError, r"state\['leaf_ref'\] must be fin"
-    yield (
-        _damaged(state, key=state["key"].astype("f4")),
-        ValueError,
-        r"state\['key'\] must have dtype float64",
-    )
     yield _damaged(state, key=[1.0]), TypeError, r"state\['key'\] must be an array, got list"
-    yield (
-        _damaged(state, configuration=state["configuration"][:-5]),
-        ValueError,
-        "what prefill wrote in format",
-    )
-    yield _damaged(state, configuration=state["key"]), ValueError, "what prefill wrote in format"
-    yield _damaged(state, length=np.asarray(-1)), ValueError, r"state\['length'\] must be one number of keys"
-    yield (
-        _damaged(state, length=np.asarray(29)),
-        ValueError,
-        r"must have shape \(2, 29, 5\), got \(2, 30, 5\)",
-    )
-    yield (
-        _damaged(state, length=np.asarray([30])),
-        ValueError,
-        r"state\['length'\] must be one number of keys",
-    )
+    yield _damaged(state, length=np.asarray(29)), ValueError, r"have shape \(2, 29, 5\), got \(2, 30, 5\)"
+    for name, x, message in _bad_arrays(state):
+        yield _damaged(state, **{name: x}), ValueError, rf"state\['{name}'\] {message}"
+
+
+def _junk(stated):
+    yield from (None, 5, [], {}, stated | {"format": 2}, stated | {"extra": 1})
+    for name, value in [
+        ("low_rank", {}),
+        ("low_rank", 5),
+        ("low_rank", {"type": ["a"]}),
+        ("low_rank", {"type": "PositiveFeatures", "bogus": 1}),
+        ("low_rank", stated["low_rank"] | {"n_features": 6}),
+        ("low_rank", stated["low_rank"] | {"rows": "simplex"}),
+        ("sparse", stated["sparse"] | {"n_bits": None}),
+        ("sparse", stated["sparse"] | {"max_bucket": 4}),
+        ("query_lead", 5),
+        ("seed", "x"),
+        ("scale", None),
+    ]:
+        yield stated | {name: value}
 
 
 def test_a_damaged_state_is_refused_and_left(rng):
@@ -262,3 +279,82 @@ def test_a_prompt_is_causal_and_not_empty(rng):
         METHODS["performer"].prefill(q[:, :0], k[:, :0], v[:, :0])
     with pytest.raises(ValueError, match=r"low_rank must not take statistics.*is_causal"):
         sb.Scatterbrain(sb.PositiveFeatures(4, centred=True)).prefill(q, k, v)
+
+
+def test_a_state_is_no_view_of_the_callers_arrays(library, rng):
+    """A cache that the caller writes over must not reach a state that was made before."""
+    for parts in ALL.values():
+        arrays = library.arrays(*draw_problem(rng, 20, 20))
+        _, state = parts.prefill(*arrays, scale=1.0)
+        for x in state.values():
+            for theirs in arrays:
+                assert not np.shares_memory(library.to_numpy(x), library.to_numpy(theirs))
+
+
+def test_a_step_without_tokens_gives_a_state_of_its_own(library, rng):
+    q, k, v = draw_problem(rng, 20, 20, dtype="float32")
+    _, state = METHODS["limited"].prefill(*library.arrays(q, k, v))
+    saved = {name: library.to_numpy(x) for name, x in state.items()}
+    _, again = METHODS["limited"].step(*library.arrays(*(x[:, :0] for x in (q, k, v))), saved)
+    assert again is not saved
+    assert all(library.is_own(x) for x in again.values())
+
+
+def test_values_may_have_no_columns(library, rng):
+    q, k, v = draw_problem(rng, 40, 40, columns=0)
+    for parts in ALL.values():
+        got, _ = decode(library, parts, q, k, v, (30, 1, 9))
+        assert got.shape == (2, 40, 0)
+
+
+def test_pairs_are_worked_in_chunks(library, rng, monkeypatch):
+    q, k, v = draw_problem(rng, 40, 40)
+    for name in ("limited", "tables", "exact"):
+        expected, _ = decode(library, METHODS[name], q, k, v, (20, 20))
+        with monkeypatch.context() as patch:
+            patch.setattr("scatterbrain_core.backend.Backend.chunk_elements", 1)
+            got, _ = decode(library, METHODS[name], q, k, v, (20, 20))
+        assert relative_error(got, expected) <= 1e-13
+
+
+def test_the_length_to_come_is_what_a_budget_is_of(rng):
+    q, k, v = draw_problem(rng, 400, 400)
+    parts = sb.Scatterbrain(sb.PositiveFeatures(), sb.RandomHyperplanes())
+    planned = sb.estimate(q, k, v, method=parts, is_causal=True).parts
+    got, _ = decode(make_library("numpy"), parts, q, k, v, (3, 397), length=400)
+    whole = sb.attention(q, k, v, method=planned, is_causal=True)
+    assert relative_error(got, whole) <= tolerance("float64", q, k)
+    with pytest.raises(ValueError, match="length must be at least that of the prompt, 400, got 3"):
+        parts.prefill(q, k, v, length=3)
+    with pytest.raises(TypeError, match="length must be an int or None, got float"):
+        parts.prefill(q, k, v, length=400.0)
+
+
+def test_values_that_sums_to_come_may_overflow_are_refused(rng):
+    q, k, v = (x.astype(np.float32) for x in draw_problem(rng, 10, 10))
+    with pytest.raises(ValueError, match=r"value must be below .* for sums over all tokens to come"):
+        METHODS["performer"].prefill(q, k, np.full_like(v, 1e30))
+    _, state = METHODS["performer"].prefill(q, k, v)
+    with pytest.raises(ValueError, match=r"value must be below .* for sums over all tokens to come"):
+        METHODS["performer"].step(q[:, :1], k[:, :1], np.full_like(v[:, :1], 1e30), state)
+
+
+def test_a_loaded_file_is_a_state(rng, tmp_path):
+    q, k, v = draw_problem(rng, 10, 10)
+    _, state = METHODS["limited"].prefill(q, k, v)
+    np.savez(tmp_path / "state.npz", **state)
+    expected, _ = METHODS["limited"].step(q[:, :1], k[:, :1], v[:, :1], state)
+    with np.load(tmp_path / "state.npz") as file:
+        got, _ = METHODS["limited"].step(q[:, :1], k[:, :1], v[:, :1], file)
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_sizes_of_any_integer_type_decode(rng):
+    q, k, v = draw_problem(rng, 20, 20)
+    features = sb.PositiveFeatures(np.int8(4), rho=np.float32(0.5))
+    odd = sb.Scatterbrain(features, sb.RandomHyperplanes(np.int8(1)))
+    plain = sb.Scatterbrain(sb.PositiveFeatures(4, rho=0.5), sb.RandomHyperplanes(1))
+    assert repr(odd) == repr(plain)
+    got, state = odd.prefill(q, k, v)
+    np.testing.assert_array_equal(got, plain.prefill(q, k, v)[0])
+    plain.step(q[:, :1], k[:, :1], v[:, :1], state)

@@ -112,3 +112,31 @@ def test_what_needs_no_gradient_gets_none(rng):
     assert sb.attention(q, k, v.requires_grad_()).requires_grad
     with torch.no_grad():
         assert not sb.attention(q, k, v).requires_grad
+
+
+def test_standard_errors_have_finite_gradients(rng, is_causal):
+    """The first row of a causal call sees one key: its error is 0, where a root has no derivative."""
+    q, k, v = tensors(rng, 20, 20)
+    est = sb.estimate(q, k, v, method=sb.Scatterbrain(sb.PositiveFeatures(16)), is_causal=is_causal)
+    for x in torch.autograd.grad(est.stderr.sum() + est.lse_stderr.sum(), (q, k, v)):
+        assert torch.isfinite(x).all()
+        assert x.any()
+
+
+@pytest.mark.parametrize("name", ["exact", "performer", "tables"])
+def test_autocast_takes_no_digits(rng, name):
+    q, k, v = (x.detach().float() for x in tensors(rng, 30, 30))
+    parts = METHODS[name]
+    plain = sb.estimate(q, k, v, method=parts)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        est = sb.estimate(q, k, v, method=parts)
+        out = sb.attention(q, k, v, method=parts)
+        decoded, state = parts.prefill(q, k, v)
+        decoded, _ = parts.step(q, k, v, state)
+        _, vjp = sb.attention_vjp(q, k, v, method=parts)
+        d_query, _, _ = vjp(v)
+    for x in (est.output, out, decoded, d_query):
+        assert x.dtype == torch.float32
+    torch.testing.assert_close(est.output, plain.output, rtol=0, atol=0)
+    torch.testing.assert_close(out, sb.attention(q, k, v, method=parts), rtol=0, atol=0)
+    torch.testing.assert_close(d_query, sb.attention_vjp(q, k, v, method=parts)[1](v)[0], rtol=0, atol=0)

@@ -99,13 +99,25 @@ def test_what_does_not_belong_together_is_refused(rng):
     ]:
         with pytest.raises(error, match=message):
             sb.merge([est, *others])
+    causal = sb.estimate(q, k, v, method=performer, is_causal=True)
+    for shards, message in [
+        ([est, sb.estimate(q, k, v, method=performer, scale=2.0)], r"one scale, got 0\.447.* and 2\.0 in"),
+        ([est, sb.estimate(q + 1, k, v, method=performer)], "one set of queries"),
+        ([causal, est, causal], r"at most one with is_causal=True.*got estimates\[0\], estimates\[2\]"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            sb.merge(shards)
+    signed = [sb.estimate(q, k, v, method=sb.Scatterbrain(sb.TrigonometricFeatures(4)))] * 2
+    with pytest.raises(ValueError, match="positive weights to be merged, got those of TrigonometricFeatures"):
+        sb.merge(signed)
+    assert sb.merge([causal, est]).output.shape == est.output.shape
     with pytest.raises(ValueError, match="at least one Estimate"):
         sb.merge([])
     with pytest.raises(TypeError, match=r"sequence of Estimate, got .*Estimate"):
         sb.merge(est)
     torch = pytest.importorskip("torch")
     other = sb.estimate(*(torch.asarray(x) for x in (q, k, v)), method=performer)
-    with pytest.raises((TypeError, ValueError), match=r"one dtype|one library"):
+    with pytest.raises(ValueError, match=r"one library, got numpy .* and torch"):
         sb.merge([est, other])
 
 
@@ -134,3 +146,14 @@ def test_an_estimate_pickles(rng):
     again = pickle.loads(pickle.dumps(est))
     np.testing.assert_array_equal(again.output, est.output)
     assert (again.parts, again.cost, again.seed) == (est.parts, est.cost, est.seed)
+
+
+def test_errors_that_are_not_finite_stay_what_they_are(rng):
+    """A feature that holds all weight beside one that underflows: the error is inf, and NaN nowhere."""
+    q, k, v = draw_problem(rng, 20, 30, dim=4)
+    est = sb.estimate(400 * q, 400 * k, v, method=sb.Scatterbrain(sb.PositiveFeatures(2)))
+    assert np.isinf(est.lse_stderr).any()
+    for merged in (sb.merge([est]), sb.merge([est, est])):
+        assert not np.isnan(merged.stderr).any()
+        assert not np.isnan(merged.lse_stderr).any()
+    np.testing.assert_array_equal(sb.merge([est]).stderr, est.stderr)

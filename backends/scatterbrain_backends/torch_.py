@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,6 +16,10 @@ class TorchBackend(Backend):
     def stop_gradient(self, x: Any) -> Any:
         """`x` cut from the autograd graph."""
         return x.detach()
+
+    def full_precision(self, like: Any) -> AbstractContextManager[Any]:
+        """Without autocast, which would take products in half precision."""
+        return torch.autocast(like.device.type, enabled=False)
 
     def exp_below(self, logits: Any, reference: Any) -> Any:
         """exp(logits - reference), in place where autograd does not record."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 from scatterbrain_core._typing import Array
 from scatterbrain_core.decoding.context import Context, concat_tokens
 from scatterbrain_core.decoding.state import State
 from scatterbrain_core.normalization import Partial, merge, softmax_partial
-from scatterbrain_core.rows import exact_weights
+from scatterbrain_core.rows import exact_weights, with_weights
 from scatterbrain_core.sparse import Hashing
 from scatterbrain_core.tiles import integers
 
@@ -30,8 +33,7 @@ class Cache:
 
     def start(self, context: Context) -> State:
         """Keys, values, codes and feature rows of the new tokens."""
-        problem = context.problem
-        state = {"key": context.once(problem.key), "value": context.once(problem.value)}
+        state = own_rows(context)
         if isinstance(context.parts.sparse, Hashing):
             state["code"] = context.problem.xp.stack([context.once(key) for _, key in codes(context)])
         if context.parts.low_rank is not None:
@@ -40,21 +42,15 @@ class Cache:
 
     def advance(self, context: Context, state: State) -> tuple[Partial, State]:
         """Each new query over all keys up to its own, a few queries at a time."""
-        problem = context.problem
         grown = grow(context, state, self.start(context))
-        n_keys = grown["key"].shape[1]
-        step = max(1, problem.backend.chunk_elements // (problem.n_heads * n_keys))
-        parts = [
-            self._rows(context, grown, slice(first, min(first + step, problem.n_queries)))
-            for first in range(0, problem.n_queries, step)
-        ]
-        return concat_tokens(context, parts), grown
+        partial = in_chunks(context, grown["key"].shape[1], lambda rows: self._rows(context, grown, rows))
+        return partial, grown
 
     def _rows(self, context: Context, grown: State, rows: slice) -> Partial:
         problem, backend = context.problem, context.problem.backend
         visible = past_of(context, grown, rows)
         support = self._support(context, grown, rows, visible)
-        value = with_ones(context, grown)
+        value = values_of(context, grown)
         key = context.repeat(grown["key"])
         near = softmax_partial(
             backend, exact_weights(backend, problem.query[:, rows, :], key, support)[0], value
@@ -90,6 +86,13 @@ def codes(context: Context) -> list[tuple[Array, Array]]:
     ]
 
 
+def own_rows(context: Context) -> State:
+    """Keys and values of the new tokens, in arrays of their own: a state outlives what the caller does."""
+    problem = context.problem
+    rows = {"key": problem.key, "value": problem.value}
+    return {name: problem.xp.asarray(context.once(x), copy=True) for name, x in rows.items()}
+
+
 def grow(context: Context, state: State, new: State) -> State:
     """Arrays with the keys along their axis "n", old and new together."""
     axes = {"key": 1, "value": 1, "feature": 1, "code": 2}
@@ -116,7 +119,14 @@ def latest(context: Context, in_bucket: Array) -> Array:
     return in_bucket & (counts[..., -1][..., None] - counts < hashing.max_bucket)
 
 
-def with_ones(context: Context, grown: State) -> Array:
+def values_of(context: Context, grown: State) -> Array:
     """Values of all keys for every query head, with their weights as last column."""
-    value = context.repeat(grown["value"])
-    return context.problem.xp.concat([value, context.problem.xp.ones_like(value[..., :1])], axis=-1)
+    return with_weights(context.problem.xp, context.repeat(grown["value"]), context.repeat(grown["key"]))
+
+
+def in_chunks(context: Context, n_keys: int, of_rows: Callable[[slice], Partial]) -> Partial:
+    """Partial results of all new queries, so many at a time that a temporary of all pairs stays small."""
+    problem = context.problem
+    step = max(1, problem.backend.chunk_elements // (problem.n_heads * n_keys))
+    edges = [*range(0, problem.n_queries, step), problem.n_queries]
+    return concat_tokens(context, [of_rows(slice(*edge)) for edge in pairwise(edges)])

@@ -7,7 +7,9 @@ from typing import Any
 
 from array_api_compat import device
 
-from scatterbrain_core.backend import backend_of
+from scatterbrain_core._checks import as_index, type_name
+from scatterbrain_core.attention import nothing
+from scatterbrain_core.backend import backend_of, in_full_precision
 from scatterbrain_core.decoding.cache import Cache
 from scatterbrain_core.decoding.context import Context, Form
 from scatterbrain_core.decoding.leaves import Leaves
@@ -26,15 +28,19 @@ from scatterbrain_core.estimator import attend, draw
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.normalization import normalize
 from scatterbrain_core.planning import check_fitted, plan
-from scatterbrain_core.problem import Problem, make_problem
+from scatterbrain_core.problem import Problem, make_problem, resolve_scale
 from scatterbrain_core.random import Draws
 from scatterbrain_core.sparse import Hashing
 from scatterbrain_core.tiles import integers
 
-# Up to so many buckets of one table the far field is kept as a feature state a bucket.
-MAX_LEAVES = 1024
+# Up to so many buckets of one table the far field is kept as a feature state a bucket: more cost more memory
+# and time than the feature rows of a few thousand keys.
+MAX_LEAVES = 64
+# Values must keep sums over so many tokens within their dtype.
+MAX_TOKENS = 2**32
 
 
+@in_full_precision(1)
 def prefill(
     method: Scatterbrain,
     query: Any,
@@ -42,6 +48,7 @@ def prefill(
     value: Any,
     *,
     budget: float,
+    length: int | None,
     scale: float | None,
     enable_gqa: bool,
     seed: Any,
@@ -53,31 +60,31 @@ def prefill(
     if 0 in (problem.n_heads, problem.n_keys):
         raise ValueError(f"query must hold at least one head and one token, got shape {tuple(query.shape)}")
     check_fitted(problem, method)
-    parts = plan(method, budget, problem.n_keys, problem.query.shape[-1])
+    parts = plan(method, budget, _planned_length(length, problem.n_keys), problem.query.shape[-1])
     draws = Draws(seed)
-    facts["scale"] = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    facts["scale"] = resolve_scale(scale, query)
     configuration = configure(method, parts, query, key, value, seed=draws.seed, **facts)
     context = _context(problem, parts, configuration)
     output = problem.as_output(attend(problem, parts, context.projections))
     return output, _whole(context, configuration, _form(parts).start(context), problem.n_keys)
 
 
+@in_full_precision(1)
 def step(
     method: Scatterbrain, query: Any, key: Any, value: Any, state: Any, *, check_finite: bool
 ) -> tuple[Any, State]:
     """Output of the next tokens, and the state behind them."""
     backend = backend_of(query=query, key=key, value=value)
-    configuration, arrays = restore(method, state, backend, query)
+    configuration, parts, arrays = restore(method, state, backend, query)
     check_step(configuration, query, key, value)
     facts = {"scale": configuration.scale, "enable_gqa": configuration.enable_gqa}
     problem = _problem(query, key, value, check_finite=check_finite, **facts)
-    parts = configuration.parts(method)
     context, form = _context(problem, parts, configuration), _form(parts)
     expected = form.shapes(context) | {"length": ()}
-    length = check_arrays(arrays, expected, problem, check_finite)
+    length = check_arrays(arrays, expected, problem, parts, check_finite)
     del arrays["length"]
     if problem.n_queries == 0:
-        return problem.in_dtype(problem.unflatten(problem.value[:0, ...])), state
+        return nothing(problem)[0], _whole(context, configuration, arrays, length)
     partial, advanced = form.advance(context, arrays)
     output = problem.as_output(normalize(problem.backend, partial)[0])
     return output, _whole(context, configuration, advanced, length + problem.n_keys)
@@ -90,7 +97,29 @@ def _problem(query: Any, key: Any, value: Any, **facts: Any) -> Problem:
             f"query and key must have the same length, a query, key and value a token, got query "
             f"{tuple(query.shape)}, key {tuple(key.shape)}"
         )
+    if facts["check_finite"]:
+        _check_values(problem)
     return problem
+
+
+def _planned_length(length: Any, n_keys: int) -> int:
+    if length is None:
+        return n_keys
+    number = as_index(length)
+    if number is None:
+        raise TypeError(f"length must be an int or None, got {type_name(length)}")
+    if number < n_keys:
+        raise ValueError(f"length must be at least that of the prompt, {n_keys}, got {number}")
+    return number
+
+
+def _check_values(problem: Problem) -> None:
+    """Raise where values could overflow a sum that has yet to grow."""
+    xp, value = problem.xp, problem.value
+    largest = float(xp.finfo(value.dtype).max) / MAX_TOKENS
+    top = float(xp.max(xp.abs(problem.backend.stop_gradient(value)))) if math.prod(value.shape) else 0.0
+    if top >= largest:
+        raise ValueError(f"value must be below {largest:.3g} for sums over all tokens to come, got {top:.3g}")
 
 
 def _context(problem: Problem, parts: Scatterbrain, configuration: Configuration) -> Context:
@@ -100,7 +129,7 @@ def _context(problem: Problem, parts: Scatterbrain, configuration: Configuration
 
 
 def _form(parts: Scatterbrain) -> Form:
-    """The smallest state that the parts allow."""
+    """The kind of state for the parts."""
     if parts.sparse is None:
         return Sums()
     if not isinstance(parts.sparse, Hashing) or parts.low_rank is None:

@@ -11,7 +11,7 @@ from scatterbrain_core.estimator import Projections
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.normalization import Partial
 from scatterbrain_core.problem import Problem
-from scatterbrain_core.rows import Features, make_features
+from scatterbrain_core.rows import Features, make_features, with_weights
 from scatterbrain_core.tiles import integers
 
 
@@ -55,8 +55,7 @@ class Context:
 
     def weighted_value(self) -> Array:
         """New values of the key heads, shape (Hk, t, Dv + 1), with their weights as last column."""
-        value = self.once(self.problem.value)
-        return self.problem.xp.concat([value, self.problem.xp.ones_like(value[..., :1])], axis=-1)
+        return with_weights(self.problem.xp, self.once(self.problem.value), self.once(self.problem.key))
 
     def features(self) -> Features:
         """Features of the new queries and keys, all heads."""

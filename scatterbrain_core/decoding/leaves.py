@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from scatterbrain_core._typing import Array
-from scatterbrain_core.decoding.cache import codes, grow, latest, past_of, with_ones
+from scatterbrain_core.decoding.cache import codes, grow, in_chunks, latest, own_rows, past_of, values_of
 from scatterbrain_core.decoding.context import Context, concat_tokens
 from scatterbrain_core.decoding.state import State
 from scatterbrain_core.estimator import support_tables
@@ -23,7 +23,7 @@ from scatterbrain_core.normalization import (
     softmax_partial,
 )
 from scatterbrain_core.planning import tile_shape
-from scatterbrain_core.rows import Rows, exact_weights, make_rows
+from scatterbrain_core.rows import Rows, exact_weights, make_rows, with_weights
 from scatterbrain_core.sparse import Hashing
 from scatterbrain_core.tiles import Table, cut, gather, integers, longest_run
 
@@ -76,20 +76,20 @@ class Leaves:
         return total, grown | {"leaf_ref": states.ref, "leaf_acc": states.acc}
 
     def _cache(self, context: Context) -> State:
-        problem = context.problem
-        return {
-            "key": context.once(problem.key),
-            "value": context.once(problem.value),
-            "code": context.once(codes(context)[0][1])[None, ...],
-        }
+        return own_rows(context) | {"code": context.once(codes(context)[0][1])[None, ...]}
 
     def _near(self, context: Context, grown: State, query_code: Array) -> Partial:
         problem, backend = context.problem, context.problem.backend
-        of_key = context.repeat(grown["code"][0, ...])
-        visible = past_of(context, grown, slice(0, problem.n_queries))
-        support = latest(context, visible & (query_code[:, :, None] == of_key[:, None, :]))
-        logits, _ = exact_weights(backend, problem.query, context.repeat(grown["key"]), support)
-        return softmax_partial(backend, logits, with_ones(context, grown))
+        of_key = context.repeat(grown["code"][0, ...])[:, None, :]
+        key, value = context.repeat(grown["key"]), values_of(context, grown)
+
+        def of_rows(rows: slice) -> Partial:
+            in_bucket = past_of(context, grown, rows) & (query_code[:, rows][:, :, None] == of_key)
+            support = latest(context, in_bucket)
+            logits, _ = exact_weights(backend, problem.query[:, rows, :], key, support)
+            return softmax_partial(backend, logits, value)
+
+        return in_chunks(context, key.shape[1], of_rows)
 
 
 def _hashing(context: Context) -> Hashing:
@@ -165,12 +165,13 @@ def _aged(context: Context, states: Partial, grown: State, last: int) -> Partial
     counts = xp.cumulative_sum(xp.astype(in_bucket, code.dtype), axis=-1)
     pushed = in_bucket & (counts[:, -1:] - counts == hashing.max_bucket)
     place = xp.argmax(xp.astype(pushed, xp.int8), axis=-1)
-    row = integers(xp, place.shape[0], place) * grown["key"].shape[1] + place
+    heads, n_keys = code.shape[0], grown["key"].shape[1]
+    row = integers(xp, heads, place) * n_keys + place
     key, value = (
-        xp.take(xp.reshape(grown[name], (-1, grown[name].shape[-1])), row, axis=0)[:, None, :]
-        for name in ("key", "value")
+        xp.take(xp.reshape(x, (heads * n_keys, x.shape[-1])), row, axis=0)[:, None, :]
+        for x in (grown["key"], grown["value"])
     )
-    value = xp.concat([value, xp.ones_like(value[..., :1])], axis=-1)
+    value = with_weights(xp, value, key)
     low_rank = context.parts.low_rank
     assert low_rank is not None
     feature = low_rank.key_rows(xp, context.projections.features, None, key)

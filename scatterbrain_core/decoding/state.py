@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -13,7 +15,7 @@ from scatterbrain_core._typing import Array
 from scatterbrain_core.backend import Backend, library_name
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.problem import Problem, dtype_name
-from scatterbrain_core.sparse import AllPairs
+from scatterbrain_core.sparse import AllPairs, Hashing
 
 State: TypeAlias = dict[str, Array]
 CONFIGURATION = "configuration"
@@ -54,10 +56,15 @@ class Configuration:
     dtype: str
 
     def parts(self, method: Scatterbrain) -> Scatterbrain:
-        """The planned parts of `method`."""
+        """The planned parts of `method`, which keep all that it states itself."""
         kinds = {type(part).__name__: type(part) for part in (method.low_rank, method.sparse)}
         # A budget of all keys plans every pair, whatever the parts.
-        return Scatterbrain(*(_part({"AllPairs": AllPairs} | kinds, x) for x in (self.low_rank, self.sparse)))
+        fields = (self.low_rank, self.sparse)
+        low_rank, sparse = (_part({"AllPairs": AllPairs} | kinds, x) for x in fields)
+        for stated, part in ((method.low_rank, low_rank), (method.sparse, sparse)):
+            if type(part) is type(stated) and _stated(stated).items() - _stated(part).items():
+                raise ValueError
+        return Scatterbrain(low_rank, sparse)
 
 
 def configure(
@@ -82,14 +89,15 @@ def _fields(part: Any) -> dict[str, Any] | None:
     return None if part is None else {"type": type(part).__name__} | asdict(part)
 
 
+def _stated(part: Any) -> dict[str, Any]:
+    return {} if part is None else {name: x for name, x in asdict(part).items() if x is not None}
+
+
 def _part(kinds: dict[str, Any], fields: dict[str, Any] | None) -> Any:
     if fields is None:
         return None
     stated = dict(fields)
-    kind = kinds.get(stated.pop("type"))
-    if kind is None:
-        raise ValueError(f"state must hold parts of its method, got {fields}")
-    return kind(**stated)
+    return kinds[stated.pop("type")](**stated)
 
 
 def pack(configuration: Configuration, backend: Backend, like: Array) -> Array:
@@ -99,8 +107,10 @@ def pack(configuration: Configuration, backend: Backend, like: Array) -> Array:
     return xp.asarray(list(text.encode()), dtype=xp.uint8, device=device(like))
 
 
-def restore(method: Scatterbrain, state: Any, backend: Backend, query: Any) -> tuple[Configuration, State]:
-    """Configuration and arrays of a state, in the library and on the device of `query`.
+def restore(
+    method: Scatterbrain, state: Any, backend: Backend, query: Any
+) -> tuple[Configuration, Scatterbrain, State]:
+    """Configuration, planned parts and arrays of a state, in the library and on the device of `query`.
 
     A state that was loaded by NumPy is moved there.
 
@@ -109,15 +119,26 @@ def restore(method: Scatterbrain, state: Any, backend: Backend, query: Any) -> t
     TypeError, ValueError
         It is no state, or not one of this method.
     """
-    if not isinstance(state, dict):
+    if not isinstance(state, Mapping):
         raise TypeError(f"state must be a dict of arrays, as prefill gives it, got {type_name(state)}")
     if CONFIGURATION not in state:
         raise ValueError(f"state must hold {CONFIGURATION!r}, got {sorted(map(str, state))}")
     arrays = {str(name): _moved(backend, str(name), x, query) for name, x in state.items()}
-    configuration = _unpack(arrays.pop(CONFIGURATION))
-    if configuration.method != repr(method):
-        raise ValueError(f"state must come from {method!r}, got one of {configuration.method}")
-    return configuration, arrays
+    try:
+        configuration = _unpack(arrays.pop(CONFIGURATION))
+        if configuration.method != repr(method):
+            raise _ForeignStateError
+        return configuration, configuration.parts(method), arrays
+    except _ForeignStateError:
+        raise ValueError(f"state must come from {method!r}, got one of {configuration.method}") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError):
+        raise ValueError(
+            f"state[{CONFIGURATION!r}] must be what prefill wrote in format {FORMAT}, got something else"
+        ) from None
+
+
+class _ForeignStateError(Exception):
+    pass
 
 
 def _moved(backend: Backend, name: str, x: Any, query: Any) -> Array:
@@ -140,15 +161,18 @@ def _moved(backend: Backend, name: str, x: Any, query: Any) -> Array:
 
 
 def _unpack(packed: Array) -> Configuration:
-    try:
-        fields = json.loads(bytes(_numbers(packed)))
-        if fields.pop("format") != FORMAT:
-            raise ValueError
-        return Configuration(**fields)
-    except (ValueError, TypeError, KeyError, IndexError):
-        raise ValueError(
-            f"state[{CONFIGURATION!r}] must be what prefill wrote in format {FORMAT}, got something else"
-        ) from None
+    """The configuration in an array of bytes; any of several errors where it is none."""
+    fields = json.loads(bytes(_numbers(packed)))
+    if fields.pop("format") != FORMAT:
+        raise ValueError
+    configuration = Configuration(**fields)
+    kinds = {"method": str, "scale": float, "seed": int, "enable_gqa": bool, "dim": int, "columns": int}
+    if not all(isinstance(fields[name], kind) for name, kind in kinds.items()):
+        raise TypeError
+    for lead in (configuration.query_lead, configuration.key_lead):
+        if not all(isinstance(n, int) for n in lead):
+            raise TypeError
+    return configuration
 
 
 def _numbers(packed: Array) -> list[int]:
@@ -173,39 +197,56 @@ def check_step(configuration: Configuration, query: Any, key: Any, value: Any) -
             raise TypeError(f"{name} must have the dtype {configuration.dtype} of the state, got {x.dtype}")
 
 
-def check_arrays(state: State, expected: dict[str, tuple[Any, ...]], problem: Problem, finite: bool) -> int:
+def check_arrays(
+    state: State,
+    expected: dict[str, tuple[Any, ...]],
+    problem: Problem,
+    parts: Scatterbrain,
+    check_finite: bool,
+) -> int:
     """Number of keys of a state whose arrays have the expected shapes, "n" standing for that number.
 
     Raises
     ------
     ValueError
-        An array is missing, of another shape or dtype, or not finite.
+        An array is missing, of another shape or dtype, out of range, or not finite.
     """
     if set(state) != set(expected):
         raise ValueError(f"state must hold {sorted(expected)}, got {sorted(state)}")
     xp = problem.xp
-    length = _length(state["length"])
+    length = _length(xp, state["length"])
     for name, shape in expected.items():
         x = state[name]
         wanted = tuple(length if size == "n" else size for size in shape)
         if tuple(x.shape) != wanted:
             raise ValueError(f"state[{name!r}] must have shape {wanted}, got {tuple(x.shape)}")
-        is_real = name not in ("length", "code")
-        if is_real and x.dtype != problem.query.dtype:
+        if name == "code":
+            _check_codes(xp, x, parts)
+        elif name != "length" and x.dtype != problem.query.dtype:
             raise ValueError(f"state[{name!r}] must have dtype {problem.query.dtype}, got {x.dtype}")
-        if finite and is_real and not _is_sound(xp, name, x):
+        elif name != "length" and check_finite and not _is_sound(xp, name, x):
             raise ValueError(f"state[{name!r}] must be finite, got NaN or inf")
     return length
 
 
-def _length(x: Array) -> int:
-    if x.ndim == 0 and int(x) == float(x) and int(x) >= 0:
+def _length(xp: Any, x: Array) -> int:
+    if x.ndim == 0 and xp.isdtype(x.dtype, "integral") and int(x) >= 0:
         return int(x)
-    raise ValueError(f"state['length'] must be one number of keys, got shape {tuple(x.shape)}")
+    shown = f"{x.dtype} {x}" if x.ndim == 0 else f"shape {tuple(x.shape)}"
+    raise ValueError(f"state['length'] must be one integer, the number of keys, got {shown}")
+
+
+def _check_codes(xp: Any, x: Array, parts: Scatterbrain) -> None:
+    assert isinstance(parts.sparse, Hashing)
+    if not xp.isdtype(x.dtype, "signed integer"):
+        raise ValueError(f"state['code'] must be of signed integers, got {x.dtype}")
+    if math.prod(x.shape) and (int(xp.min(x)) < 0 or int(xp.max(x)) >= parts.sparse.n_buckets):
+        least, most = int(xp.min(x)), int(xp.max(x))
+        raise ValueError(f"state['code'] must be in [0, {parts.sparse.n_buckets}), got {least} to {most}")
 
 
 def _is_sound(xp: Any, name: str, x: Array) -> bool:
-    # References are -inf where no key was seen, and rows of features where they are 0.
+    # References are -inf where no key was seen.
     if name.endswith("ref"):
         return not bool(xp.any(xp.isnan(x) | (x == float("inf"))))
     return bool(xp.all(xp.isfinite(x)))
