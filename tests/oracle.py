@@ -160,7 +160,7 @@ def _cross_polytopes(query, key, sparse, generator):
         x = np.pad(x, ((0, 0), (0, axes - dim)))
         digits = [np.zeros(len(x))]
         for d1, d2, d3 in table:
-            rotated = (x @ np.diag(d1) @ H @ np.diag(d2) @ H @ np.diag(d3) @ H)[:, : sparse.n_coordinates]
+            rotated = (x * d1 @ H * d2 @ H * d3 @ H)[:, : sparse.n_coordinates]
             nearest = np.argmax(np.abs(rotated) / tilt, axis=-1)
             digits += [nearest, rotated[np.arange(len(x)), nearest] >= 0]
         return np.stack(digits, axis=-1)

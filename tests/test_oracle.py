@@ -64,6 +64,26 @@ def test_one_seed_gives_one_answer(rng, dtype, is_causal, method, other):
     assert relative_error(got, expected) <= {"float32": 1e-5, "float64": 1e-12}[dtype]
 
 
+@pytest.mark.parametrize("other", ["torch", "array_api_strict"])
+@pytest.mark.parametrize("rows", ["duplicate", "constant"])
+@pytest.mark.parametrize(
+    "sparse", [sb.RandomHyperplanes(0, 1, 3), sb.RandomHyperplanes(1, 3, 4)], ids=["one bucket", "3 tables"]
+)
+def test_equal_rows_tie_alike_everywhere(rng, dtype, is_causal, other, rows, sparse):
+    """Where a bucket of equal keys is cut, each must fall to the same side in every library."""
+    library = make_library(other)
+    q, k, v = draw_problem(rng, 90, 77, dim=19, dtype=dtype)
+    # Positions of equal rows, and how many stand behind them, differ from any vector unit's.
+    kinds = 1 if rows == "constant" else 11
+    q, k = q[:, np.arange(90) % kinds], k[:, np.arange(77) % kinds]
+    q[:, ::2] = k[:, :45]
+    parts = sb.Scatterbrain(sb.PositiveFeatures(4), sparse)
+    arguments = {"method": parts, "is_causal": is_causal}
+    expected = sb.attention(q, k, v, **arguments)
+    got = library.to_numpy(sb.attention(*library.arrays(q, k, v), **arguments))
+    assert relative_error(got, expected) <= {"float32": 1e-5, "float64": 1e-12}[dtype]
+
+
 lengths = st.sampled_from([1, 2, 3, 7, 8, 16, 17, 31, 63, 64, 65, 67, 129])
 
 
