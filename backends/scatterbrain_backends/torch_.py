@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ class TorchBackend(Backend):
 
     def full_precision(self, like: Any) -> AbstractContextManager[Any]:
         """Without autocast, which would take products in half precision."""
+        if not torch.amp.is_autocast_available(like.device.type):
+            return nullcontext()
         return torch.autocast(like.device.type, enabled=False)
 
     def exp_below(self, logits: Any, reference: Any) -> Any:
