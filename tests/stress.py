@@ -46,13 +46,13 @@ PAGE = """# What rounding costs
 
 `make stress` runs the methods of `tests/oracle.py` and every feature map, alone and with a table of
 hyperplanes, causal and not, over {seeds} seeds of data and draws, and compares with a dense float64 oracle
-that has the same draws and the same support. Here is the worst
-relative error of a head, ‖got − expected‖ / ‖expected‖, in units of ε · (1 + max|q·k|), which rounding of
-the logits alone may cost; the tests allow {limit:.0f}. ε is the unit of the dtype (2⁻¹⁰, 2⁻⁷, 2⁻²³, 2⁻⁵²).
+that has the same draws and the same support. Here is the worst relative error of a head,
+‖got − expected‖ / ‖expected‖, in units of ε · (1 + max|q·k|), which rounding of the logits alone may cost;
+the tests allow {limit:.0f}. ε is the unit of the dtype (2⁻¹⁰, 2⁻⁷, 2⁻²³, 2⁻⁵²).
 Half precision is worked in float32. CuPy and Torch on CUDA stand here where a GPU is.
 """
 LSE = """Of the log-normaliser: the worst absolute error, in units of ε · (1 + max|q·k| + max‖q‖² + max‖k‖²),
-for the logs of features are that large; the tests allow as many. Of half precision it is float32, and so is ε.
+for the logs of features are that large; the tests allow as many. Of half precision ε is that of float32.
 """
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 SCENARIOS = (
