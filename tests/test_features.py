@@ -250,3 +250,21 @@ def test_gradients_hold_the_statistics(rng, monkeypatch, features):
     assert torch.autograd.gradcheck(
         lambda q, k, v: sb.attention(q, k, v, method=parts, scale=1.0), (q, k, v), eps=1e-7, atol=1e-6
     )
+
+
+def test_whitening_balances_the_moments(library, dtype, rng):
+    """P Σ_q P = P⁻¹ Σ_k P⁻¹ where no eigenvalue is cut, P P⁻¹ = 1 and a condition of at most 10 always."""
+    for stretch in (1.5, 1e3):
+        q, k, _ = draw_problem(rng, 80, 90, dim=6, dtype=dtype)
+        q, k = (q * np.linspace(1, stretch, 6)).astype(dtype), (k * np.linspace(stretch, 1, 6)).astype(dtype)
+        xp, query = array_namespace(library.asarray(q)), library.asarray(q)
+        fitted = sb.PositiveFeatures(4, whitened=True).fit(xp, query, library.asarray(k), None, None)
+        P, inverse = (library.to_numpy(x).astype(float) for x in (fitted.transform, fitted.inverse))
+        np.testing.assert_allclose(P @ inverse, np.broadcast_to(np.eye(6), P.shape), atol=40 * eps(dtype))
+        values = np.linalg.eigvalsh(P)
+        assert (values[:, 0] * 10.01 > values[:, -1]).all()
+        moments = [x.swapaxes(-1, -2) @ x / x.shape[1] for x in (q.astype(float), k.astype(float))]
+        ridge = [1e-2 * np.trace(m, axis1=1, axis2=2)[:, None, None] / 6 * np.eye(6) for m in moments]
+        sides = P @ (moments[0] + ridge[0]) @ P, inverse @ (moments[1] + ridge[1]) @ inverse
+        if stretch < 2:
+            np.testing.assert_allclose(*sides, rtol=0, atol=1e3 * eps(dtype) * np.abs(sides[0]).max())

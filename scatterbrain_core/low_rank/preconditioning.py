@@ -12,9 +12,9 @@ from scatterbrain_core.tiles import integers
 
 # Share of the mean eigenvalue that is added to second moments, which may be singular. Any is exact.
 RIDGE = 1e-2
-# The smallest eigenvalue of P² as a share of the largest: P has a condition of at most 10, so that rounding
-# of its entries keeps P P⁻¹ = 1 to about 10 ε.
-LEAST_SHARE = 1e-2
+# The smallest eigenvalue of P as a share of the largest, so that rounding of its entries keeps P P⁻¹ = 1 to
+# about 10 ε.
+LEAST_SHARE = 0.1
 # The smallest ρ: at the ‖z‖² for which less is best nothing is estimated anyway, and 1/ρ may overflow.
 LEAST_RHO = 1e-6
 
@@ -74,7 +74,7 @@ def optimal_rho(xp: Namespace, square: Array, dim: int) -> Array:
     It is 2D / (√((2s + D)² + 8Ds) + 2s + D), in shares of 2s + D, which do not overflow.
     """
     of_square = square / (2 * square + dim)
-    of_dim = 1 - 2 * of_square
+    of_dim = dim / (2 * square + dim)
     rho = 2 * of_dim / (xp.sqrt(1 + 8 * of_dim * of_square) + 1)
     return xp.where(rho > LEAST_RHO, rho, LEAST_RHO)
 
@@ -100,21 +100,38 @@ def _second_moment(xp: Namespace, x: Array, mask: Array | None, mean: Array | No
 def _balance(xp: Namespace, second_query: Array, second_key: Array) -> tuple[Array, Array]:
     """P and its inverse, with P Σ_q P = P⁻¹ Σ_k P⁻¹: P² is the geometric mean of Σ_q⁻¹ and Σ_k.
 
-    In double precision where the library has it: the condition of Σ_q^½ Σ_k Σ_q^½ is beyond float32.
+    In double precision where the library has it; float32 alone loses all digits of nearly singular moments.
     """
     dtype = second_query.dtype
-    scales = [_trace(xp, second) for second in (second_query, second_key)]
+    scales = [
+        xp.where(scale > 0, scale, 1.0)
+        for scale in (_trace(xp, second) for second in (second_query, second_key))
+    ]
     query, key = (
-        _regular(xp, xp.astype(second / xp.where(scale > 0, scale, 1.0), _double(xp, second)))
+        _regular(xp, xp.astype(second / scale, _double(xp, second)))
         for second, scale in zip((second_query, second_key), scales, strict=True)
     )
-    root, inverse_root = _powers(xp, query, 0.5)
-    middle, _ = _powers(xp, xp.matmul(xp.matmul(root, key), root), 0.5)
-    square = xp.matmul(xp.matmul(inverse_root, middle), inverse_root)
-    # P² of moments that were divided by their traces is √(tr Σ_k / tr Σ_q) times P² of the moments.
-    factor = (xp.where(scales[1] > 0, scales[1], 1.0) / xp.where(scales[0] > 0, scales[0], 1.0)) ** 0.25
-    transform, inverse = (xp.astype(x, dtype) for x in _powers(xp, square, 0.5, LEAST_SHARE))
-    return transform * factor, inverse / factor
+    transform, inverse = _root_of_mean(xp, query, key)
+    # P² of the moments is √(tr Σ_k / tr Σ_q) times P² of moments that were divided by their traces.
+    factor = (scales[1] / scales[0]) ** 0.25
+    return xp.astype(transform, dtype) * factor, xp.astype(inverse, dtype) / factor
+
+
+def _root_of_mean(xp: Namespace, query: Array, key: Array) -> tuple[Array, Array]:
+    """Root P of the geometric mean of Σ_q⁻¹ and Σ_k, and its inverse, without squaring a condition.
+
+    With Σ_q = LLᵀ, Σ_k = KKᵀ and LᵀK = UsVᵀ the mean is XXᵀ, X = L⁻ᵀ U s^½; P has the left singular vectors
+    and the singular values of X.
+    """
+    left, right = xp.linalg.cholesky(query), xp.linalg.cholesky(key)
+    upper = xp.matrix_transpose(left)
+    turn, values, _ = xp.linalg.svd(xp.matmul(upper, right), full_matrices=False)
+    half = xp.linalg.solve(upper, turn * values[..., None, :] ** 0.5)
+    vectors, values, _ = xp.linalg.svd(half, full_matrices=False)
+    least = values[..., :1] * LEAST_SHARE
+    values = xp.where(values > least, values, least)[..., None, :]
+    transposed = xp.matrix_transpose(vectors)
+    return xp.matmul(vectors * values, transposed), xp.matmul(vectors / values, transposed)
 
 
 def _double(xp: Namespace, x: Array) -> Any:
@@ -132,15 +149,3 @@ def _regular(xp: Namespace, second: Array) -> Array:
     mean = _trace(xp, second) / dim
     identity = xp.zeros_like(second) + xp.eye(dim, dtype=second.dtype)
     return second + identity * xp.where(mean > 0, RIDGE * mean, 1.0)
-
-
-def _powers(xp: Namespace, x: Array, power: float, least_share: float = 0.0) -> tuple[Array, Array]:
-    """A power of a symmetric matrix with positive eigenvalues, and its inverse, of the same eigenvalues."""
-    values, vectors = xp.linalg.eigh((x + xp.matrix_transpose(x)) / 2)
-    least = values[..., -1:] * max(least_share, float(xp.finfo(x.dtype).eps))
-    values = xp.where(values > least, values, least) ** power
-    transposed = xp.matrix_transpose(vectors)
-    return (
-        xp.matmul(vectors * values[..., None, :], transposed),
-        xp.matmul(vectors / values[..., None, :], transposed),
-    )
