@@ -231,7 +231,7 @@ def tables(kinds, seeds):
 def main():
     """Print the table, and write it where it belongs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5, help="how many seeds of data and draws (default 5)")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds of data and draws (default 3)")
     parser.add_argument("--output", type=Path, help="a Markdown file to write the table to")
     arguments = parser.parse_args()
     kinds = [name for name in EVERYWHERE if name != "numpy-readonly" and _is_here(name)]
