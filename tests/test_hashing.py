@@ -11,6 +11,7 @@ import alarms
 import array_api_compat
 import numpy as np
 import pytest
+from array_api_compat import array_namespace
 from oracle import hash_tables, oracle, relative_error, tolerance
 from problems import draw_problem, eps
 from scipy import integrate, stats
@@ -424,3 +425,16 @@ def test_one_seed_gives_one_answer_everywhere(library, dtype, rng, sparse):
     expected = sb.attention(q, k, v, method=parts)
     got = library.to_numpy(sb.attention(*library.arrays(q, k, v), method=parts))
     assert relative_error(got, expected) <= {"float32": 1e-5, "float64": 1e-12}[dtype]
+
+
+def test_zero_coordinates_of_a_cross_polytope_have_one_sign(library, dtype):
+    """Vectors along an axis rotate to coordinates that are zero but for rounding: their codes stay."""
+    hashing = sb.CrossPolytope(1, 1, 1)
+    for seed in range(10):
+        signs = hashing.draw(np.random.default_rng(seed), 8)[0][0].astype(dtype)
+        codes = []
+        for factor in (1.0, 3.0, 0.1, 0.7):
+            x = library.asarray((factor * np.eye(8)[None]).astype(dtype))
+            code, _ = hashing.codes(array_namespace(x), (library.asarray(signs),), x, x)
+            codes.append(library.to_numpy(code))
+        assert all((code == codes[0]).all() for code in codes)

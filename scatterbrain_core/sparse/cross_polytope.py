@@ -17,6 +17,8 @@ from scatterbrain_core.tiles import integers, zeros
 LEAST_AXES = 64
 # Each coordinate must beat those before it by this share, more than what rounding leaves of a tie.
 TILT = 2.0**-16
+# What rounding may leave of a coordinate that is zero, in units of ε and of the root mean square.
+ROUNDING = 16.0
 # Degree of the Chebyshev series of the collision probability in the angle.
 DEGREE = 28
 
@@ -177,7 +179,8 @@ def nearest_axis(xp: Namespace, signs: Array, x: Array, n_coordinates: int) -> A
     """
     for i in range(3):
         x = hadamard(xp, x * signs[i, ...])
-    zero = -TILT * xp.sqrt(xp.mean(x * x, axis=0))
+    # No more than rounding leaves of a zero: beyond, opposite vectors must not agree.
+    zero = -ROUNDING * float(xp.finfo(x.dtype).eps) * xp.sqrt(xp.mean(x * x, axis=0))
     x = x[:n_coordinates, :]
     # Vectors along an axis make exact ties, which rounding would break anew for every length.
     tilt = 1 + TILT * xp.astype(integers(xp, n_coordinates, x), x.dtype)
