@@ -35,9 +35,9 @@ class Cache:
         """Keys, values, codes and feature rows of the new tokens."""
         state = own_rows(context)
         if isinstance(context.parts.sparse, Hashing):
-            state["code"] = context.problem.xp.stack([context.once(key) for _, key in codes(context)])
+            state["code"] = context.problem.xp.stack([context.once(key) for _, key in context.codes])
         if context.parts.low_rank is not None:
-            state["feature"] = context.once(context.features().key)
+            state["feature"] = context.once(context.features.key)
         return state
 
     def advance(self, context: Context, state: State) -> tuple[Partial, State]:
@@ -57,7 +57,7 @@ class Cache:
         )
         if context.parts.low_rank is None:
             return near
-        features = context.features()
+        features = context.features
         logits, factor = features.kernel.pairs(
             backend, features.query[:, rows, :], context.repeat(grown["feature"]), visible & ~support
         )
@@ -67,23 +67,11 @@ class Cache:
         if not isinstance(context.parts.sparse, Hashing):
             return visible
         support = visible & ~visible
-        for t, (query, _) in enumerate(codes(context)):
+        for t, (query, _) in enumerate(context.codes):
             of_key = context.repeat(grown["code"][t, ...])
             in_bucket = visible & (query[:, rows, None] == of_key[:, None, :])
             support = support | latest(context, in_bucket)
         return support
-
-
-def codes(context: Context) -> list[tuple[Array, Array]]:
-    """Codes of the new queries (H, t) and keys (H, t) in each table."""
-    problem, hashing, draws = context.problem, context.parts.sparse, context.projections.hashes
-    assert isinstance(hashing, Hashing)
-    constant = problem.backend.stop_gradient
-    query, key = constant(problem.query), constant(problem.key)
-    n_tables = draws[-1].shape[0]
-    return [
-        hashing.codes(problem.xp, tuple(x[t, ...] for x in draws[:-1]), query, key) for t in range(n_tables)
-    ]
 
 
 def own_rows(context: Context) -> State:

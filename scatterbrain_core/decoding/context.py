@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from scatterbrain_core._typing import Array
@@ -12,6 +13,7 @@ from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.normalization import Partial
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.rows import Features, make_features, with_weights
+from scatterbrain_core.sparse import Hashing
 from scatterbrain_core.tiles import integers
 
 
@@ -57,10 +59,21 @@ class Context:
         """New values of the key heads, shape (Hk, t, Dv + 1), with their weights as last column."""
         return with_weights(self.problem.xp, self.once(self.problem.value), self.once(self.problem.key))
 
+    @cached_property
     def features(self) -> Features:
         """Features of the new queries and keys, all heads."""
         assert self.parts.low_rank is not None
         return make_features(self.problem, self.parts.low_rank, self.projections.features)
+
+    @cached_property
+    def codes(self) -> list[tuple[Array, Array]]:
+        """Codes of the new queries (H, t) and keys (H, t) in each table."""
+        problem, hashing, draws = self.problem, self.parts.sparse, self.projections.hashes
+        assert isinstance(hashing, Hashing)
+        constant = problem.backend.stop_gradient
+        query, key = constant(problem.query), constant(problem.key)
+        of_tables = [tuple(x[t, ...] for x in draws[:-1]) for t in range(draws[-1].shape[0])]
+        return [hashing.codes(problem.xp, of_table, query, key) for of_table in of_tables]
 
 
 def concat_tokens(context: Context, parts: list[Partial]) -> Partial:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from scatterbrain_core._typing import Array
-from scatterbrain_core.decoding.cache import codes, grow, in_chunks, latest, own_rows, past_of, values_of
+from scatterbrain_core.decoding.cache import grow, in_chunks, latest, own_rows, past_of, values_of
 from scatterbrain_core.decoding.context import Context, concat_tokens
 from scatterbrain_core.decoding.state import State
 from scatterbrain_core.estimator import support_tables
@@ -57,8 +57,8 @@ class Leaves:
     def advance(self, context: Context, state: State) -> tuple[Partial, State]:
         """One token after the other."""
         problem = context.problem
-        features, new = context.features(), self._cache(context)
-        query_code, key_code = codes(context)[0]
+        features, new = context.features, self._cache(context)
+        query_code, key_code = context.codes[0]
         grown = grow(context, {name: state[name] for name in new}, new)
         past = grown["key"].shape[1] - problem.n_queries
         states, far = Partial(state["leaf_ref"], state["leaf_acc"]), []
@@ -76,7 +76,7 @@ class Leaves:
         return total, grown | {"leaf_ref": states.ref, "leaf_acc": states.acc}
 
     def _cache(self, context: Context) -> State:
-        return own_rows(context) | {"code": context.once(codes(context)[0][1])[None, ...]}
+        return own_rows(context) | {"code": context.once(context.codes[0][1])[None, ...]}
 
     def _near(self, context: Context, grown: State, query_code: Array) -> Partial:
         problem, backend = context.problem, context.problem.backend
@@ -106,7 +106,7 @@ def _bucket_states(context: Context, table: Table) -> Partial:
     """States of all buckets of a first call, shape (Hk, W, m)."""
     problem, xp = context.problem, context.problem.xp
     limit, bucket = _hashing(context).max_bucket, table.sorted.key_bucket
-    rows = make_rows(problem, tile_shape(problem, context.parts), context.features())
+    rows = make_rows(problem, tile_shape(problem, context.parts), context.features)
     if limit is None:
         return _by_head(context, _states_of(context, rows, table, bucket, 1))
     stop = xp.searchsorted(bucket, bucket, side="right")

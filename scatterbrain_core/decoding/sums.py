@@ -21,7 +21,7 @@ class Sums:
 
     def start(self, context: Context) -> State:
         """Sums over the tokens of the context."""
-        features = context.features()
+        features = context.features
         key = context.once(features.key)
         states = features.kernel.states(context.problem.backend, key, context.weighted_value())
         return {"ref": states.ref, "acc": states.acc}
@@ -30,7 +30,7 @@ class Sums:
         """A few tokens one by one; more of them as a causal call, merged with the past by its sums."""
         if context.problem.n_queries <= MAX_ONE_BY_ONE:
             return self._one_by_one(context, state)
-        backend, features = context.problem.backend, context.features()
+        backend, features = context.problem.backend, context.features
         past = Partial(context.repeat(state["ref"]), context.repeat(state["acc"]))
         before = features.kernel.apply(backend, features.query, past)
         slices = feature_slices(context.parts, 1)
@@ -40,7 +40,7 @@ class Sums:
         return merge(backend, before, new), {"ref": states.ref, "acc": states.acc}
 
     def _one_by_one(self, context: Context, state: State) -> tuple[Partial, State]:
-        backend, features = context.problem.backend, context.features()
+        backend, features = context.problem.backend, context.features
         key, value = context.once(features.key), context.weighted_value()
         states, parts = Partial(state["ref"], state["acc"]), []
         for i in range(context.problem.n_queries):
