@@ -300,7 +300,7 @@ def _by_head(xp: Namespace, mask: Any, lead: tuple[int, ...], length: int) -> Ar
 
 def _check_entries(problem: Problem, scale: float) -> None:
     """Raise on NaN and inf, and where a logit, a squared norm or a sum of values could overflow."""
-    tops = {name: _top(problem, getattr(problem, name)) for name in ("query", "key", "value")}
+    tops = {name: largest_entry(problem, getattr(problem, name)) for name in ("query", "key", "value")}
     for name, top in tops.items():
         if not math.isfinite(top):
             raise ValueError(
@@ -319,7 +319,7 @@ def _check_entries(problem: Problem, scale: float) -> None:
         raise ValueError(f"value must keep sums of its entries within {dtype}, got entries up to {value:.3g}")
 
 
-def _top(problem: Problem, x: Array) -> float:
+def largest_entry(problem: Problem, x: Array) -> float:
     """Largest absolute entry, NaN where one is NaN; 0 without any."""
     if 0 in x.shape:
         return 0.0

@@ -28,7 +28,7 @@ from scatterbrain_core.estimator import attend, draw
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.normalization import normalize
 from scatterbrain_core.planning import check_fitted, plan
-from scatterbrain_core.problem import Problem, make_problem, resolve_scale
+from scatterbrain_core.problem import Problem, largest_entry, make_problem, resolve_scale
 from scatterbrain_core.random import Draws
 from scatterbrain_core.sparse import Hashing
 from scatterbrain_core.tiles import integers
@@ -115,9 +115,8 @@ def _planned_length(length: Any, n_keys: int) -> int:
 
 def _check_values(problem: Problem) -> None:
     """Raise where values could overflow a sum that has yet to grow."""
-    xp, value = problem.xp, problem.value
-    largest = float(xp.finfo(value.dtype).max) / MAX_TOKENS
-    top = float(xp.max(xp.abs(problem.backend.stop_gradient(value)))) if math.prod(value.shape) else 0.0
+    largest = float(problem.xp.finfo(problem.value.dtype).max) / MAX_TOKENS
+    top = largest_entry(problem, problem.value)
     if top >= largest:
         raise ValueError(f"value must be below {largest:.3g} for sums over all tokens to come, got {top:.3g}")
 
