@@ -17,7 +17,7 @@ ANGLES = np.deg2rad([20, 45, 70, 90, 120])
 
 def worst(dim: int, n_coordinates: int, plane: np.ndarray) -> float:
     """Largest difference of frequency and closed form over ANGLES, with its sign."""
-    draws = sb.CrossPolytope(1, n_coordinates, ROTATIONS).draw(Draws(0).hash_generator(), dim)[0]
+    draws = sb.CrossPolytope(1, n_coordinates, ROTATIONS).draw(Draws(0).support_generator(), dim)[0]
     signs = np.moveaxis(draws[:, 0], 0, -1).astype(float)
     query, keys = plane[:1], np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=-1) @ plane
     axes = [

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 import operator
+from dataclasses import fields
 from numbers import Real
 from typing import Any
+
+# What a part does that is fitted to all rows of a head.
+STATISTICS = "take statistics of all queries and keys"
 
 
 def type_name(value: Any) -> str:
     """Name of the type of `value`, with its module where it is not a built-in."""
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def call_of(part: Any) -> str:
+    """The call that makes a part, a dataclass, without what is left at its default."""
+    stated = [f for f in fields(part) if getattr(part, f.name) != f.default]
+    return f"{type(part).__name__}({', '.join(f'{f.name}={getattr(part, f.name)!r}' for f in stated)})"
 
 
 def as_index(value: Any) -> int | None:

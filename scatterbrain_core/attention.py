@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 from scatterbrain_core._checks import require_bool
@@ -17,17 +19,19 @@ from scatterbrain_core.estimator import (
     feature_groups,
     feature_slices,
     has_error,
+    lay_out,
     solve,
-    standard_errors,
-    support_tables,
     total,
 )
-from scatterbrain_core.method import Scatterbrain, resolve_method
+from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.normalization import finite, normalize
-from scatterbrain_core.planning import check_fitted, plan
+from scatterbrain_core.planning import check_masked, exact_if_affordable, plan
+from scatterbrain_core.presets import resolve_method
 from scatterbrain_core.problem import Problem, make_problem, resolve_scale
 from scatterbrain_core.random import Draws
-from scatterbrain_core.sparse import Hashing
+from scatterbrain_core.routing.matrix import routed_matrix
+from scatterbrain_core.sparse import Hashing, RoutedClusters
+from scatterbrain_core.standard_error import standard_errors
 from scatterbrain_core.tiles import integers, zeros
 
 # Groups of features from whose spread the standard error is estimated.
@@ -69,7 +73,8 @@ def attention(
         padding) or (..., Lq, 1) costs nothing that grows with Lq·Lk, any other O(Lq·Lk) time. What a mask
         hides from a query does not change its output.
     is_causal : bool
-        Query i sees the keys j <= i; not together with `attn_mask`.
+        Query i sees the keys j <= i, of those that `attn_mask` leaves, which then must have shape
+        (..., 1, Lk) or (..., Lq, 1).
     scale : float, optional
         Factor of the logits, by default 1/√D; 1.0 is the paper's form. It is shared evenly between query
         and key.
@@ -161,7 +166,7 @@ def estimate(
     >>> q, k, v = (rng.standard_normal((200, 16)) for _ in range(3))
     >>> est = sb.estimate(q, k, v, method="performer", budget=0.25)
     >>> est.method, est.cost.rank, est.stderr.shape
-    ('performer', 50, (200, 16))
+    ('performer', 50.0, (200, 16))
     """
     problem, name, parts = prepare(
         query,
@@ -183,7 +188,9 @@ def estimate(
         stderr = lse_stderr = None
         if has_error(parts):
             stderr, lse_stderr = (zeros(problem.xp, tuple(x.shape), lse) for x in (output, lse))
-        return Estimate(output, lse, stderr, lse_stderr, _cost(parts, 0.0, problem.n_keys), *of_call)
+        return Estimate(
+            output, lse, stderr, lse_stderr, _cost(parts, 0.0, float(parts.rank), problem.n_keys), *of_call
+        )
     groups = feature_slices(parts, ERROR_GROUPS)
     result = solve(problem, parts, projections, groups, count_pairs=True)
     output, lse = normalize(problem.backend, total(problem, result))
@@ -191,8 +198,9 @@ def estimate(
     if has_error(parts):
         stderr, lse_stderr = map(problem.unflatten, standard_errors(problem, result, groups))
     output, lse = problem.as_output(output), problem.unflatten(lse)
-    pairs = float(problem.xp.mean(problem.backend.stop_gradient(result.pairs)))
-    return Estimate(output, lse, stderr, lse_stderr, _cost(parts, pairs, problem.n_keys), *of_call)
+    pairs = _mean(problem, result.pairs)
+    rank = float(parts.rank) if result.rank is None else _mean(problem, result.rank)
+    return Estimate(output, lse, stderr, lse_stderr, _cost(parts, pairs, rank, problem.n_keys), *of_call)
 
 
 @in_full_precision()
@@ -254,10 +262,13 @@ def attention_matrix(
         enable_gqa=enable_gqa,
         check_finite=check_finite,
     )
+    problem = replace(problem, value=problem.value[..., :0])  # the keys only stood in for values
     projections = draw(problem, parts, Draws(seed))
     if problem.is_empty:
         shape = (*problem.lead, problem.n_queries, problem.n_keys)
         return problem.in_dtype(zeros(problem.xp, shape, problem.query))
+    if isinstance(parts.sparse, RoutedClusters):
+        return problem.as_output(routed_matrix(problem, parts.sparse, normalize))
     return problem.as_output(_weights(problem, parts, projections, normalize))
 
 
@@ -267,8 +278,9 @@ def prepare(
     """The checked problem, the method's name and its planned parts."""
     problem = make_problem(query, key, value, **arguments)
     name, parts = resolve_method(method)
-    check_fitted(problem, parts)
-    return problem, name, plan(parts, budget, problem.n_keys, problem.query.shape[-1])
+    check_masked(problem, parts)
+    planned = plan(parts, budget, problem.n_queries, problem.n_keys, problem.query.shape[-1])
+    return problem, name, exact_if_affordable(problem, planned)
 
 
 def nothing(problem: Problem) -> tuple[Array, Array]:
@@ -286,32 +298,34 @@ def _query_sum(problem: Problem) -> float:
     return float(xp.sum(rows * weights)) if math.prod(rows.shape) else 0.0
 
 
-def _cost(parts: Scatterbrain, pairs: float, n_keys: int) -> Cost:
-    rank = parts.rank
+def _mean(problem: Problem, x: Array) -> float:
+    return float(problem.xp.mean(problem.backend.stop_gradient(x)))
+
+
+def _cost(parts: Scatterbrain, pairs: float, rank: float, n_keys: int) -> Cost:
     fraction = (pairs + rank) / max(n_keys, 1)
-    if isinstance(parts.sparse, Hashing):
-        return Cost(pairs, rank, fraction, n_keys, parts.sparse.depth, parts.sparse.n_tables)
+    for part in parts.supports:
+        if isinstance(part, Hashing):
+            return Cost(pairs, rank, fraction, n_keys, part.depth, part.n_tables)
     return Cost(pairs, rank, fraction, n_keys)
 
 
 def _weights(problem: Problem, parts: Scatterbrain, projections: Projections, is_normalized: bool) -> Array:
     xp = problem.xp
-    tables = support_tables(problem, parts, projections)
+    layout = lay_out(problem, parts, projections)
     features = feature_groups(problem, parts, projections, feature_slices(parts, 1))
 
     def of_block(block: Block) -> tuple[Array, ...]:
-        logs, factor = near_block(problem, block)
-        for group in features:
-            far, factor = far_block(problem, group, block)
-            logs = xp.where(block.support, logs, far)
-        if factor is not None:
-            factor = xp.where(block.support, 1.0, factor)
+        weights = [near_block(problem, block), *(far_block(problem, group, block) for group in features)]
+        top = zeros(xp, (), problem.query)
+        if is_normalized:
+            tops = [xp.max(problem.backend.stop_gradient(logs), axis=-1) for logs, _ in weights]
+            top = finite(problem.backend, reduce(xp.maximum, tops))[..., None]
+        terms = [xp.exp(logs - top) * (1.0 if factor is None else factor) for logs, factor in weights]
+        matrix = sum(terms[1:], start=terms[0])
         if not is_normalized:
-            return (xp.exp(logs) if factor is None else xp.exp(logs) * factor,)
-        top = problem.backend.stop_gradient(xp.max(logs, axis=-1))
-        weights = xp.exp(logs - finite(problem.backend, top)[..., None])
-        weights = weights if factor is None else weights * factor
-        sums = xp.sum(weights, axis=-1)[..., None]
-        return (weights / xp.where(sums == 0, 1.0, sums),)
+            return (matrix,)
+        sums = xp.sum(matrix, axis=-1)[..., None]
+        return (matrix / xp.where(sums == 0, 1.0, sums),)
 
-    return map_blocks(problem, tables, of_block)[0]
+    return map_blocks(problem, layout, of_block)[0]

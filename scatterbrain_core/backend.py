@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from scatterbrain_core._checks import type_name
 from scatterbrain_core._typing import Array, Namespace
@@ -87,6 +87,18 @@ class Backend:
             its variables and is computed here.
         """
         return function()
+
+    def segment_sum(self, rows: Array, segment: Array, n_segments: int) -> Array:
+        """Sums of rows by the number of their segment, shape (n_segments, ...).
+
+        Parameters
+        ----------
+        rows : array, shape (r, ...)
+        segment : array of int, shape (r,)
+        """
+        xp = self.xp
+        zeros = xp.zeros((n_segments, *rows.shape[1:]), dtype=rows.dtype, device=device(rows))
+        return self.scatter_add(zeros, segment, rows)
 
     def scatter_add(self, total: Array, index: Array, rows: Array) -> Array:
         """`total` with rows added at their indices, which may repeat: the adjoint of a gather.

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from scatterbrain_core._typing import Array
+from scatterbrain_core.debiasing import sampled_times
+from scatterbrain_core.layout import Layout
+from scatterbrain_core.low_rank import Features
 from scatterbrain_core.normalization import Partial, softmax_partial
 from scatterbrain_core.problem import Problem
-from scatterbrain_core.rows import Features, Rows, exact_weights
-from scatterbrain_core.tiles import Table, integers, piece_size
+from scatterbrain_core.rows import Rows, exact_weights
+from scatterbrain_core.tables import HashTable, ListedPairs, Table, contains
+from scatterbrain_core.tiles import piece_size
+from scatterbrain_core.visibility import map_row_blocks, visible_pairs
 
 
 @dataclass(frozen=True)
@@ -27,63 +31,74 @@ class Block:
         Pairs that no mask hides.
     support : array of bool, shape (h, r, Lk)
         Those of them that are exact.
+    far : array of bool, shape (h, r, Lk)
+        Those of them that have a low-rank weight.
+    times : array, shape (Lk,), or None
+        How often each key was sampled.
+    unit : float
+        n/s: off the support a sampled key's exact weight counts as often, and its low-rank weight less so.
     """
 
     heads: slice
     rows: slice
     visible: Array
     support: Array
+    far: Array
+    times: Array | None
+    unit: float
 
 
 def map_blocks(
-    problem: Problem, tables: Sequence[Table] | None, function: Callable[[Block], tuple[Array, ...]]
+    problem: Problem, layout: Layout, function: Callable[[Block], tuple[Array, ...]]
 ) -> list[Array]:
     """Arrays that `function` gives for every block of rows, shape (h, r, ...), put together as (H, Lq, ...).
 
     Parameters
     ----------
-    tables : sequence of Table, or None
-        Support of all heads of `problem`; None stands for all pairs.
+    layout : Layout
+        Of all heads of `problem`.
     """
-    xp = problem.xp
-    n_rows = min(problem.n_queries, max(1, problem.backend.chunk_elements // problem.n_keys))
-    step = (
-        1
-        if problem.dense_mask is not None
-        else max(1, problem.backend.chunk_elements // (problem.n_queries * problem.n_keys))
-    )
+    tables, columns = layout.tables, layout.columns
+    times = None if columns is None else sampled_times(problem, columns)
+    unit = 1.0 if columns is None else problem.n_keys / columns.shape[0]
 
     def of_block(heads: slice, rows: slice) -> tuple[Array, ...]:
-        visible = _visible(problem, heads, rows)
+        visible = visible_pairs(problem, heads, rows)
         support = visible if tables is None else _support(problem, tables, heads, rows, visible)
-        return function(Block(heads, rows, visible, support))
+        far = visible if layout.double_counting else visible & ~support
+        return function(Block(heads, rows, visible, support, far, times, unit))
 
-    by_heads = []
-    for head in range(0, problem.n_heads, step):
-        heads = slice(head, min(head + step, problem.n_heads))
-        by_rows = []
-        for row in range(0, problem.n_queries, n_rows):
-            rows = slice(row, min(row + n_rows, problem.n_queries))
-            by_rows.append(problem.backend.checkpoint(partial(of_block, heads, rows)))
-        by_heads.append([xp.concat(column, axis=1) for column in zip(*by_rows, strict=True)])
-    return [xp.concat(column, axis=0) for column in zip(*by_heads, strict=True)]
+    return map_row_blocks(problem, of_block)
 
 
 def near_block(problem: Problem, block: Block) -> tuple[Array, Array | None]:
-    """Exact logits of a block, -inf off the support, and no factor."""
-    return exact_weights(
-        problem.backend,
-        problem.query[block.heads, block.rows, :],
-        problem.key[block.heads, ...],
-        block.support,
-    )
+    """Exact weights of a block as exp(logit) * factor: on the support, and at sampled keys off it."""
+    query, key = problem.query[block.heads, block.rows, :], problem.key[block.heads, ...]
+    if block.times is None:
+        return exact_weights(problem.backend, query, key, block.support)
+    held = block.support | (block.far & (block.times > 0))
+    logits, _ = exact_weights(problem.backend, query, key, held)
+    return logits, problem.xp.where(block.support, 1.0, block.times * block.unit)
 
 
 def far_block(problem: Problem, features: Features, block: Block) -> tuple[Array, Array | None]:
-    """Low-rank weights of a block as exp(logit) * factor, logit -inf on the support."""
+    """Low-rank weights of a block as exp(logit) * factor, logit -inf where there are none."""
     query = features.query[block.heads, block.rows, :]
     key = features.key[block.heads, ...]
-    return features.kernel.pairs(problem.backend, query, key, block.visible & ~block.support)
+    logits, factor = features.kernel.pairs(problem.backend, query, key, block.far)
+    if block.times is None:
+        return logits, factor
+    left = 1 - block.times * block.unit
+    return logits, left if factor is None else left * factor
+
+
+def pairs_of_block(problem: Problem, block: Block) -> Array:
+    """How many exact pairs each query of a block has, shape (h, r)."""
+    xp, like = problem.xp, problem.query
+    pairs = xp.astype(block.support, like.dtype)
+    if block.times is not None:
+        pairs = pairs + xp.where(block.far, block.times, 0.0)
+    return xp.sum(pairs, axis=-1)
 
 
 def block_partial(problem: Problem, rows: Rows, block: Block, weights: tuple[Array, Array | None]) -> Partial:
@@ -93,56 +108,37 @@ def block_partial(problem: Problem, rows: Rows, block: Block, weights: tuple[Arr
     return softmax_partial(problem.backend, logits, values[block.heads, ...], factor)
 
 
-def _visible(problem: Problem, heads: slice, rows: slice) -> Array:
-    xp = problem.xp
-    queries = integers(xp, problem.n_queries, problem.query)[rows]
-    keys = integers(xp, problem.n_keys, problem.key)
-    n_heads = heads.stop - heads.start
-    if problem.is_causal:
-        visible = (keys[None, :] <= queries[:, None])[None, ...]
-    elif problem.dense_mask is not None:
-        number = problem.mask_of_head[heads.start]
-        visible = problem.dense_mask[number, rows, :][None, ...]
-    else:
-        visible = ((keys[None, :] >= 0) & (queries[:, None] >= 0))[None, ...]
-    if problem.key_mask is not None:
-        visible = visible & problem.key_mask[heads, :][:, None, :]
-    return xp.broadcast_to(visible, (n_heads, *visible.shape[1:]))
-
-
 def _support(problem: Problem, tables: Sequence[Table], heads: slice, rows: slice, visible: Array) -> Array:
     """Visible pairs that some table holds."""
+    xp = problem.xp
     support = visible & ~visible
+
+    def of_queries(x: Array) -> Array:
+        return xp.reshape(x, (problem.n_heads, problem.n_queries, -1))[heads, rows, :]
+
     for table in tables:
-        slot, *per_query = _of_block(problem, table, heads, rows)
-        if problem.dense_mask is None or table.limit is None:
-            lo, hi = per_query[:2]
-            held = (slot >= lo) & (slot < hi)
+        slot = xp.reshape(table.slot, (problem.n_heads, problem.n_keys))[heads, :][:, None, :]
+        if problem.dense_mask is not None and isinstance(table, HashTable) and table.limit is not None:
+            joint = table.sorted
+            of_bucket = [of_queries(x) for x in (joint.start, joint.stop, joint.rank)]
+            held = _limited_to_visible(problem, table.limit, slot, of_bucket, visible)
+        elif isinstance(table, ListedPairs):
+            held = of_queries(table.held)
         else:
-            held = _limited_to_visible(problem, table.limit, slot, per_query, visible)
+            held = contains(slot, of_queries(table.lo), of_queries(table.hi))
         support = support | (held & visible)
     return support
 
 
-def _of_block(problem: Problem, table: Table, heads: slice, rows: slice) -> list[Array]:
-    """Slots of the keys, shape (h, 1, Lk), and lo, hi, start, stop, rank of the queries, shape (h, r, 1)."""
-    xp = problem.xp
-    slot = xp.reshape(table.slot, (problem.n_heads, problem.n_keys))[heads, :][:, None, :]
-    joint = table.sorted
-    by_query = (table.lo, table.hi, joint.start, joint.stop, joint.rank)
-    shape = (problem.n_heads, problem.n_queries)
-    return [slot, *(xp.reshape(x, shape)[heads, rows][:, :, None] for x in by_query)]
-
-
 def _limited_to_visible(
-    problem: Problem, limit: int, slot: Array, per_query: list[Array], visible: Array
+    problem: Problem, limit: int, slot: Array, of_bucket: list[Array], visible: Array
 ) -> Array:
     """The piece of its bucket that each query falls into, cut from the keys that it may see alone.
 
     Cut from all keys, as without a mask, a piece would depend on keys that the mask hides.
     """
     xp = problem.xp
-    _, _, start, stop, rank = per_query
+    start, stop, rank = of_bucket
     in_bucket = visible & (slot >= start) & (slot < stop)
     count = xp.sum(xp.astype(in_bucket, start.dtype), axis=-1)[:, :, None]
     before = xp.sum(xp.astype(in_bucket & (slot < start + rank), start.dtype), axis=-1)[:, :, None]

@@ -15,9 +15,10 @@ class Cost:
     Attributes
     ----------
     pairs : float
-        Exact pairs of a query, the mean over all queries of all heads.
-    rank : int
-        Rank of the low-rank part: its number of features.
+        Exact pairs of a query, sampled ones of `debias` included: the mean over all queries of all heads.
+    rank : float
+        Rank of the low-rank part: its number of features; for `RoutedClusters` the clusters and groups that a
+        query sees as one, the mean over all queries of all heads.
     fraction : float
         (pairs + rank) / Lk, to be compared with the budget.
     n_keys : int
@@ -27,7 +28,7 @@ class Cost:
     """
 
     pairs: float
-    rank: int
+    rank: float
     fraction: float
     n_keys: int
     n_bits: int | None = None
@@ -35,7 +36,9 @@ class Cost:
 
     def __str__(self) -> str:
         hashes = "" if self.n_bits is None else f", K = {self.n_bits} bits, T = {self.n_tables} tables"
-        return f"{self.pairs:.1f} pairs + rank {self.rank} a query = {self.fraction:.1%} of the keys{hashes}"
+        return (
+            f"{self.pairs:.1f} pairs + rank {self.rank:.4g} a query = {self.fraction:.1%} of the keys{hashes}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +53,12 @@ class Estimate:
         Log of the normaliser, -inf for a query that sees no key; float32 where the queries are in half
         precision, as are the standard errors.
     stderr : array, shape (..., Lq, Dv), or None
-        Estimated standard error of `output`, given the support: a jackknife over up to 32 groups of
-        features. With 64 features or more, output ± 1.96 · stderr covers the exact output 92 to 94 times in
-        100 where ‖q + k‖² is at most 1; it covers less with few features (Student's t with as many degrees
-        of freedom, less one), and at larger norms, whose tails no spread of groups shows. inf where a single
-        group holds all weight, NaN with a single group; None without random features, as where the budget
-        is all keys.
+        Estimated standard error of `output`, given the support and the sample of `debias`: a jackknife over
+        up to 32 groups of features. With 64 features or more, output ± 1.96 · stderr covers the exact output
+        92 to 94 times in 100 where ‖q + k‖² is at most 1; it covers less with few features (Student's t with
+        as many degrees of freedom, less one), and at larger norms, whose tails no spread of groups shows. inf
+        where a single group holds all weight, NaN with a single group; None without random features, as where
+        the budget is all keys.
     lse_stderr : array, shape (..., Lq), or None
         The same of `lse`.
     cost : Cost

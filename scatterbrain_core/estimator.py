@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from itertools import accumulate, pairwise
+from itertools import pairwise
+from typing import Any
 
 from scatterbrain_core._typing import Array
-from scatterbrain_core.backend import Backend
-from scatterbrain_core.causal import causal_far_field_of_all, causal_far_field_of_one_table
-from scatterbrain_core.dense import Block, block_partial, far_block, map_blocks, near_block
-from scatterbrain_core.far_field import far_field_of_all, far_field_of_one_table, less_later_tables
+from scatterbrain_core.debiasing import sample
+from scatterbrain_core.dense import (
+    Block,
+    block_partial,
+    far_block,
+    map_blocks,
+    near_block,
+    pairs_of_block,
+)
+from scatterbrain_core.layout import Layout
+from scatterbrain_core.low_rank import Features
 from scatterbrain_core.method import Scatterbrain
-from scatterbrain_core.normalization import Partial, merge, normalize, nothing_seen, scaled, select
-from scatterbrain_core.planning import tile_shape
+from scatterbrain_core.normalization import Partial, merge, normalize, nothing_seen, select
+from scatterbrain_core.off_support import far_field, in_order
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.random import Draws, to_device
-from scatterbrain_core.rows import Features, Rows, make_features, make_rows
-from scatterbrain_core.sparse import AllPairs, Hashing
+from scatterbrain_core.routing.solve import solve_routed
+from scatterbrain_core.rows import make_rows
+from scatterbrain_core.sparse import AllPairs, RoutedClusters, Support
 from scatterbrain_core.sparse_correction import near_field, pairs_per_query
-from scatterbrain_core.tiles import Table, positions, zeros
+from scatterbrain_core.tables import Table
+from scatterbrain_core.tiles import zeros
 
 # Elements of features and running states that one group of heads may hold at a time.
 HEAD_GROUP_ELEMENTS = 2**25
@@ -29,10 +37,21 @@ HEAD_GROUP_ELEMENTS = 2**25
 
 @dataclass(frozen=True)
 class Projections:
-    """The random draws of one call, on the device."""
+    """The random draws of one call, on the device.
+
+    Attributes
+    ----------
+    features : tuple of array
+        Of the low-rank part.
+    supports : list of tuple of array
+        Of each sparse part.
+    columns : array of int, shape (s,), or None
+        Positions of the sampled keys.
+    """
 
     features: tuple[Array, ...]
-    hashes: tuple[Array, ...]
+    supports: list[tuple[Array, ...]]
+    columns: Array | None
 
 
 @dataclass(frozen=True)
@@ -47,11 +66,14 @@ class Result:
         Off the support, one a group of features.
     pairs : array, shape (H, Lq)
         Exact pairs of each query; zeros unless they were asked for.
+    rank : array, shape (H, Lq), or None
+        Rank of the low-rank part that each query sees, where that is not the method's.
     """
 
     near: Partial
     far: list[Partial]
     pairs: Array
+    rank: Array | None = None
 
 
 def attend(problem: Problem, method: Scatterbrain, projections: Projections) -> Array:
@@ -61,17 +83,22 @@ def attend(problem: Problem, method: Scatterbrain, projections: Projections) -> 
 
 
 def draw(problem: Problem, method: Scatterbrain, draws: Draws) -> Projections:
-    """All draws of a planned method; its two parts never share any."""
-    dim = problem.query.shape[-1]
-    features: tuple[Array, ...] = ()
-    hashes: tuple[Array, ...] = ()
-    if method.low_rank is not None:
-        drawn = method.low_rank.draw(draws.feature_generator(), dim)
-        features = tuple(to_device(problem.xp, x, problem.query) for x in drawn)
-    if isinstance(method.sparse, Hashing):
-        drawn = method.sparse.draw(draws.hash_generator(), dim)
-        hashes = tuple(to_device(problem.xp, x, problem.query) for x in drawn)
-    return Projections(features, hashes)
+    """All draws of a planned method; its parts never share any."""
+    dim, n_queries, n_keys = problem.query.shape[-1], problem.n_queries, problem.n_keys
+
+    def sent(drawn: tuple[Any, ...]) -> tuple[Array, ...]:
+        return tuple(to_device(problem.xp, x, problem.query) for x in drawn)
+
+    low_rank = method.low_rank
+    features = () if low_rank is None else low_rank.draw(draws.feature_generator(), dim, n_keys)
+    supports = [
+        sent(part.draw(draws.support_generator(i), dim, n_queries, n_keys))
+        for i, part in enumerate(method.supports)
+    ]
+    columns = None
+    if method.debias is not None and n_keys > 0:
+        columns = to_device(problem.xp, draws.columns(method.debias, n_keys), problem.query)
+    return Projections(sent(features), supports, columns)
 
 
 def feature_slices(method: Scatterbrain, n_groups: int) -> list[slice]:
@@ -80,7 +107,7 @@ def feature_slices(method: Scatterbrain, n_groups: int) -> list[slice]:
         return []
     unit = method.low_rank.unit
     n_rows = method.rank // unit
-    n_groups = min(n_groups, n_rows)
+    n_groups = min(n_groups, n_rows) if method.low_rank.has_error else 1
     edges = [unit * (n_rows * g // n_groups) for g in range(n_groups + 1)]
     return [slice(first, last) for first, last in pairwise(edges)]
 
@@ -109,8 +136,9 @@ def solve(
 
     return Result(
         together([r.near for r in results]),
-        [together([r.far[g] for r in results]) for g in range(len(groups))],
+        [together([r.far[g] for r in results]) for g in range(len(results[0].far))],
         xp.concat([r.pairs for r in results]),
+        None if results[0].rank is None else xp.concat([r.rank for r in results if r.rank is not None]),
     )
 
 
@@ -119,18 +147,25 @@ def head_groups(
 ) -> Iterator[Problem]:
     """The problem a few heads at a time, one at least: what fits `elements` of features and states."""
     rank = max(1, method.rank)
-    n_buckets = method.sparse.n_buckets if isinstance(method.sparse, Hashing) else 1
     columns = problem.value.shape[-1] + 1
     rows = problem.n_queries + problem.n_keys
-    n_blocks = sum(
-        n // size + min(n, n_buckets)
-        for n, size in zip((problem.n_queries, problem.n_keys), tile_shape(problem, method), strict=True)
-    )
-    per_head = rows * (problem.query.shape[-1] + columns + rank) + 4 * n_blocks * rank * columns
-    # Buckets of all heads of a group are numbered in one integer, which may have 32 bits.
-    step = min(max(1, elements // per_head), (2**31 - 1) // (n_buckets + 1))
+    n_blocks = [_n_blocks(problem, part) for part in method.supports]
+    n_visits = problem.n_queries * max((part.n_visits for part in method.supports), default=1)
+    per_head = rows * (problem.query.shape[-1] + columns + rank) + (n_visits - problem.n_queries) * columns
+    per_head += 4 * max(n_blocks, default=rows // 64 + 2) * rank * columns
+    # Buckets of all heads of a group, twice as many with hidden keys, are numbered in one integer of 32 bits.
+    n_buckets = max((part.n_buckets for part in method.supports), default=1)
+    step = min(max(1, elements // per_head), (2**31 - 1) // (2 * n_buckets))
     for first in range(0, problem.n_heads, step):
         yield problem.of_heads(slice(first, min(first + step, problem.n_heads)))
+
+
+def _n_blocks(problem: Problem, part: Support) -> int:
+    """About how many blocks of queries and of keys a head is cut into."""
+    lengths = (problem.n_queries, problem.n_keys)
+    return sum(
+        n // size + min(n, part.n_buckets) for n, size in zip(lengths, part.tile_shape(*lengths), strict=True)
+    )
 
 
 def _solve_heads(
@@ -140,16 +175,26 @@ def _solve_heads(
     groups: Sequence[slice],
     count_pairs: bool,
 ) -> Result:
-    tables = support_tables(problem, method, projections)
-    tile = tile_shape(problem, method)
-    rows = make_rows(problem, tile)
-    features = feature_groups(problem, method, projections, groups)
-    if tables is None or problem.dense_mask is not None:
-        result = _solve_dense(problem, tables, rows, features)
+    if isinstance(method.sparse, RoutedClusters):
+        routed = solve_routed(problem, method.sparse)
+        result = Result(routed.near, [routed.far], routed.pairs, routed.rank)
     else:
-        rows_of_groups = [make_rows(problem, tile, group) for group in features]
-        result = _solve_tiled(problem, tables, rows, rows_of_groups, count_pairs)
+        result = _solve_parts(problem, method, projections, groups, count_pairs)
     return result if problem.row_mask is None else _without_hidden_rows(problem, problem.row_mask, result)
+
+
+def _solve_parts(
+    problem: Problem,
+    method: Scatterbrain,
+    projections: Projections,
+    groups: Sequence[slice],
+    count_pairs: bool,
+) -> Result:
+    layout = lay_out(problem, method, projections)
+    features = feature_groups(problem, method, projections, groups)
+    if layout.tables is None or problem.dense_mask is not None:
+        return _solve_dense(problem, layout, features)
+    return _solve_tiled(problem, layout, layout.tables, features, count_pairs)
 
 
 def feature_groups(
@@ -158,74 +203,61 @@ def feature_groups(
     """Features of queries and keys, a group at a time; none without a low-rank part."""
     if method.low_rank is None:
         return []
-    features = make_features(problem, method.low_rank, projections.features)
-    return [features] if len(groups) == 1 else [features.group(problem.xp, group) for group in groups]
-
-
-def support_tables(problem: Problem, method: Scatterbrain, projections: Projections) -> list[Table] | None:
-    """Tables of the support; none of them for an empty one, None for all pairs."""
-    if isinstance(method.sparse, AllPairs):
-        return None
-    if method.sparse is None:
-        return []
-    return method.sparse.tables(
-        problem.backend, projections.hashes, problem.query, problem.key, problem.key_mask, problem.is_causal
+    features = method.low_rank.features(problem, projections.features)
+    return (
+        [features]
+        if len(groups) == 1
+        else [features.kernel.group(problem.xp, features, group) for group in groups]
     )
 
 
+def lay_out(problem: Problem, method: Scatterbrain, projections: Projections) -> Layout:
+    """The support of a planned method for all heads of a problem, and the sampled keys."""
+    if isinstance(method.sparse, AllPairs):
+        return Layout(None, False, None)
+    drawn = zip(method.supports, projections.supports, strict=True)
+    tables = in_order([table for part, draws in drawn for table in part.tables(problem, draws)])
+    return Layout(tables, method.double_counting, projections.columns)
+
+
 def _solve_tiled(
-    problem: Problem,
-    tables: list[Table],
-    rows: Rows,
-    rows_of_groups: list[Rows],
-    count_pairs: bool,
+    problem: Problem, layout: Layout, tables: list[Table], features: list[Features], count_pairs: bool
 ) -> Result:
-    backend, xp = problem.backend, problem.xp
-    shape = (problem.n_heads, problem.n_queries)
+    backend, rows = problem.backend, make_rows(problem)
+    near = nothing_seen(backend, rows.query[:, 0], rows.weighted_value)
+    pairs = zeros(problem.xp, (rows.query.shape[0],), rows.query)
     if tables:
         near = near_field(backend, rows, tables)
-    else:
-        near = nothing_seen(backend, rows.query[:, 0], rows.weighted_value)
-    far = [_far_field(problem, tables, group, near) for group in rows_of_groups]
-    pairs = zeros(xp, shape, rows.query)
-    if count_pairs and tables:
-        pairs = xp.reshape(pairs_per_query(backend, rows, tables), shape)
+        pairs = pairs_per_query(backend, rows, tables) if count_pairs else pairs
+    off = [] if layout.double_counting else tables
+    rows_of_groups = [make_rows(problem, group) for group in features]
+    far = [far_field(problem, off, group, near) for group in rows_of_groups]
+    if layout.columns is not None:
+        sampled = sample(problem, layout.columns, tables)
+        near = merge(backend, near, sampled.partial(backend, rows, rows.exact()))
+        far = [
+            merge(backend, part, sampled.partial(backend, group, group.low_rank_pairs(), sign=-1))
+            for part, group in zip(far, rows_of_groups, strict=True)
+        ]
+        pairs = pairs + sampled.pairs_per_query(backend, rows) if count_pairs else pairs
+    shape = (problem.n_heads, problem.n_queries)
 
     def by_head(part: Partial) -> Partial:
-        return Partial(xp.reshape(part.ref, shape), xp.reshape(part.acc, (*shape, -1)))
+        ref, acc = problem.xp.reshape(part.ref, shape), problem.xp.reshape(part.acc, (*shape, -1))
+        return Partial(ref, acc)
 
-    return Result(by_head(near), [by_head(part) for part in far], pairs)
-
-
-def _far_field(problem: Problem, tables: list[Table], rows: Rows, near: Partial) -> Partial:
-    backend, xp = problem.backend, problem.xp
-    if not tables:
-        of_all = causal_far_field_of_all if problem.is_causal else far_field_of_all
-        return of_all(backend, rows)
-    of_one_table = causal_far_field_of_one_table if problem.is_causal else far_field_of_one_table
-    far = of_one_table(backend, rows, tables[0])
-    if len(tables) == 1:
-        return far
-    seen = positions(xp, rows.n_heads, rows.n_queries, rows.query) + 1
-    seen = xp.minimum(seen, rows.n_keys) if problem.is_causal else xp.full_like(seen, rows.n_keys)
-    return less_later_tables(backend, rows, tables, near, far, seen)
+    return Result(by_head(near), [by_head(part) for part in far], problem.xp.reshape(pairs, shape))
 
 
-def _solve_dense(
-    problem: Problem,
-    tables: list[Table] | None,
-    rows: Rows,
-    features: list[Features],
-) -> Result:
-    xp = problem.xp
+def _solve_dense(problem: Problem, layout: Layout, features: list[Features]) -> Result:
+    rows = make_rows(problem)
 
     def of_block(block: Block) -> tuple[Array, ...]:
         weights = [near_block(problem, block), *(far_block(problem, group, block) for group in features)]
         parts = [block_partial(problem, rows, block, of_part) for of_part in weights]
-        pairs = xp.sum(xp.astype(block.support, problem.query.dtype), axis=-1)
-        return (pairs, *(x for part in parts for x in (part.ref, part.acc)))
+        return (pairs_of_block(problem, block), *(x for part in parts for x in (part.ref, part.acc)))
 
-    pairs, *arrays = map_blocks(problem, tables, of_block)
+    pairs, *arrays = map_blocks(problem, layout, of_block)
     near, *far = (Partial(ref, acc) for ref, acc in zip(arrays[::2], arrays[1::2], strict=True))
     return Result(near, far, pairs)
 
@@ -235,7 +267,7 @@ def _without_hidden_rows(problem: Problem, row_mask: Array, result: Result) -> R
         return select(problem.backend, row_mask, partial)
 
     pairs = problem.xp.where(row_mask, result.pairs, 0.0)
-    return Result(part(result.near), [part(far) for far in result.far], pairs)
+    return Result(part(result.near), [part(far) for far in result.far], pairs, result.rank)
 
 
 def total(problem: Problem, result: Result) -> Partial:
@@ -244,55 +276,5 @@ def total(problem: Problem, result: Result) -> Partial:
 
 
 def has_error(method: Scatterbrain) -> bool:
-    """Whether the output has a standard error: whether the features are random."""
-    return method.low_rank is not None and method.low_rank.is_random
-
-
-def standard_errors(problem: Problem, result: Result, groups: Sequence[slice]) -> tuple[Array, Array]:
-    """Standard errors of the output (H, Lq, Dv) and of its lse (H, Lq), by a jackknife over the groups.
-
-    Without group g, and the others weighted up to all m features, the denominator is `left_g` times what it
-    was and the output moves by (r_g - ω_g R) / ((1 - ω_g) left_g), where r_g = x_g - output * y_g over the
-    denominator, R is the sum of all r_g and ω_g the group's share of the features.
-    """
-    xp, backend = problem.xp, problem.backend
-    output, lse = normalize(backend, total(problem, result))
-    if len(groups) == 1:
-        return output * float("nan"), lse * float("nan")
-    near = scaled(backend, result.near, lse)[..., -1]
-    parts = [scaled(backend, far, lse) for far in result.far]
-    shares = [(group.stop - group.start) / groups[-1].stop for group in groups]
-    moves = [acc[..., :-1] - output * acc[..., -1:] for acc in parts]
-    drift = sum(moves[1:], start=moves[0])
-    others = _sums_of_others([acc[..., -1] for acc in parts])
-    seen = lse != -math.inf
-    steps, log_steps = [], []
-    for move, share, other in zip(moves, shares, others, strict=True):
-        left = xp.where(seen, near + other / (1 - share), 1.0)
-        held = left != 0
-        left = xp.where(held, left, 1.0)
-        step = (move - share * drift) / ((1 - share) * left[..., None])
-        steps.append(xp.where(held[..., None], step, math.inf))
-        # Signed features may leave a negative weight, which has no log.
-        log_left = xp.where(left > 0, xp.log(xp.where(left > 0, left, 1.0)), math.nan)
-        log_steps.append(xp.where(held, log_left, math.inf))
-    factor = math.sqrt((len(groups) - 1) / len(groups))
-    return _norm(backend, steps) * factor, _norm(backend, log_steps) * factor
-
-
-def _norm(backend: Backend, terms: list[Array]) -> Array:
-    """Root of the sum of squares, in units of the largest, which may be beyond the root of the range."""
-    xp = backend.xp
-    top = reduce(xp.maximum, [xp.abs(backend.stop_gradient(term)) for term in terms])
-    is_plain = (top > 0) & xp.isfinite(top)
-    unit = xp.where(is_plain, top, 1.0)
-    # Where all is 0 or not finite the root has no derivative.
-    squares = [xp.where(is_plain, term / unit, 1.0) ** 2 for term in terms]
-    return xp.where(is_plain, unit * xp.sqrt(sum(squares[1:], start=squares[0])), top)
-
-
-def _sums_of_others(terms: list[Array]) -> list[Array]:
-    """For each term the sum of all others, without subtracting it."""
-    before = list(accumulate(terms[:-1], initial=terms[0] * 0))
-    after = list(accumulate(terms[:0:-1], initial=terms[0] * 0))[::-1]
-    return [first + last for first, last in zip(before, after, strict=True)]
+    """Whether the output has a standard error: whether groups of features are independent."""
+    return method.low_rank is not None and method.low_rank.has_error

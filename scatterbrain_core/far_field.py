@@ -14,14 +14,12 @@ from scatterbrain_core._typing import Array
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.normalization import Partial, merge, running_merge, scaled, select
 from scatterbrain_core.rows import Rows
-from scatterbrain_core.sparse_correction import (
-    first_occurrences,
-    interval_group,
-    interval_partial,
-    unblock_partial,
-)
-from scatterbrain_core.tiles import Blocks, Table, cut, gather, integers, longest_run
+from scatterbrain_core.sparse_correction import first_occurrences, interval_partial, unblock_partial
+from scatterbrain_core.tables import Intervals, Runs, Table
+from scatterbrain_core.tiles import Blocks, cut, gather, integers, longest_run
 
+# Queries and keys in a block where no table says its own.
+PLAIN_TILE = (64, 64)
 # A row keeps its difference only if what was subtracted is at most this many times what is left in all.
 MAX_CANCELLATION = 4.0
 
@@ -51,23 +49,23 @@ def far_field_of_all(backend: Backend, rows: Rows) -> Partial:
     return Partial(xp.reshape(part.ref, (-1,)), xp.reshape(part.acc, (-1, part.acc.shape[-1])))
 
 
-def far_field_of_one_table(backend: Backend, rows: Rows, table: Table) -> Partial:
-    """Low-rank partial result off the support of one table, not causal, without any subtraction.
+def far_field_of_runs(backend: Backend, rows: Rows, table: Runs) -> Partial:
+    """Low-rank partial result off the support of one table of runs, not causal, without any subtraction.
 
-    The keys of a head outside a query's run of blocks are those before it and those after it.
+    The keys of a head outside a query's runs are those before them and those after them.
     """
     xp = backend.xp
-    keys = cut(xp, table.sorted.key_order, table.run, rows.tile[1])
+    keys = cut(xp, table.key_order, table.run, table.tile[1])
     states = feature_states(backend, rows, keys)
     head = keys.rows[:, 0] // rows.n_keys
     longest = longest_run(xp, head)
     before = running_merge(backend, states, head, longest)
     after = _reverse(backend, running_merge(backend, _reverse(backend, states), xp.flip(head), longest))
 
-    order = table.sorted.query_order
-    blocks = cut(xp, order, interval_group(xp, table), rows.tile[0])
+    order, group = table.visits(xp)
+    blocks = cut(xp, order, group, table.tile[0])
     first = blocks.rows[:, 0]
-    lo, hi = xp.take(table.lo, first), xp.take(table.hi, first)
+    lo, hi = xp.take(table.lo[:, 0], first), xp.take(table.hi[:, 0], first)
     query_head = first // rows.n_queries
     far = merge(
         backend,
@@ -90,21 +88,27 @@ def state_at(backend: Backend, states: Partial, keys: Blocks, slot: Array, exist
 
 
 def less_later_tables(
-    backend: Backend, rows: Rows, tables: Sequence[Table], near: Partial, far: Partial, seen: Array
+    backend: Backend,
+    rows: Rows,
+    tables: Sequence[Table],
+    skip: int,
+    near: Partial,
+    far: Partial,
+    seen: Array,
 ) -> Partial:
-    """Far field of several tables, from that of the first.
+    """Far field of several tables, from that of the first or from that of all keys.
 
     Parameters
     ----------
     near : Partial
         On the support of all tables; it bounds what rounding may cost.
     far : Partial
-        Off the support of the first table.
+        Off the support of the first `skip` tables, none or one.
     seen : array of int, shape (n_queries,)
         How many keys of its head, by position, each query row may see.
     """
     xp = backend.xp
-    extra = first_occurrences(backend, rows, tables, 1, rows.low_rank_pairs())
+    extra = first_occurrences(backend, rows, tables, skip, rows.low_rank_pairs())
     ref = xp.maximum(xp.maximum(near.ref, far.ref), extra.ref)
     near_acc, far_acc, extra_acc = (scaled(backend, part, ref) for part in (near, far, extra))
     rest = Partial(ref, far_acc - extra_acc)
@@ -130,18 +134,11 @@ def _far_field_of_rows(
     """Far field of a few query rows (ascending), pair by pair: O(Lk·m) a row."""
     xp = backend.xp
     head = chosen // rows.n_queries
-    blocks = cut(xp, chosen, head, rows.tile[0])
+    tile_queries, tile_keys = PLAIN_TILE
+    blocks = cut(xp, chosen, head, tile_queries)
     first = (integers(xp, rows.query.shape[0], chosen) // rows.n_queries) * rows.n_keys
-    part = interval_partial(
-        backend,
-        blocks,
-        integers(xp, rows.key.shape[0], chosen),
-        first,
-        first + seen,
-        rows.low_rank_pairs(),
-        rows.weighted_value,
-        rows.tile[1],
-        tables,
-    )
+    every = Intervals(integers(xp, rows.key.shape[0], chosen), first[:, None], (first + seen)[:, None])
+    pairs = rows.low_rank_pairs()
+    part = interval_partial(backend, blocks, every, pairs, rows.weighted_value, tile_keys, tables)
     # `chosen` is no permutation: its own order is 0, 1, ...
     return unblock_partial(backend, blocks, integers(xp, chosen.shape[0], chosen), part)

@@ -14,6 +14,7 @@ from scatterbrain_core._checks import type_name
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import backend_of, library_name
 from scatterbrain_core.estimates import Cost, Estimate
+from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.normalization import finite
 
 
@@ -81,7 +82,7 @@ def merge(estimates: Sequence[Estimate]) -> Estimate:
         lse=xp.where(seen, top + xp.log(total), -math.inf),
         stderr=errors[0],
         lse_stderr=errors[1],
-        cost=_cost([shard.cost for shard in shards]),
+        cost=_cost(first.parts, [shard.cost for shard in shards]),
     )
 
 
@@ -107,10 +108,12 @@ def _sum(terms: list[Array]) -> Array:
     return sum(terms[1:], start=terms[0])
 
 
-def _cost(costs: list[Cost]) -> Cost:
+def _cost(parts: Scatterbrain, costs: list[Cost]) -> Cost:
     n_keys = sum(cost.n_keys for cost in costs)
     pairs = math.fsum(cost.pairs for cost in costs)
-    return replace(costs[0], pairs=pairs, n_keys=n_keys, fraction=(pairs + costs[0].rank) / max(n_keys, 1))
+    # Features are those of all shards; clusters are a shard's own.
+    rank = math.fsum(cost.rank for cost in costs) if parts.low_rank is None else costs[0].rank
+    return replace(costs[0], pairs=pairs, rank=rank, n_keys=n_keys, fraction=(pairs + rank) / max(n_keys, 1))
 
 
 def _checked(estimates: Any) -> list[Estimate]:
@@ -133,9 +136,9 @@ def _checked(estimates: Any) -> list[Estimate]:
             "estimates must hold at most one with is_causal=True, which counts positions from its first key, "
             f"got {', '.join(f'estimates[{i}]' for i in causal)}"
         )
-    low_rank = estimates[0].parts.low_rank
-    if len(estimates) > 1 and low_rank is not None and not low_rank.kernel.is_positive:
-        raise ValueError(f"estimates must have positive weights to be merged, got those of {low_rank}")
+    parts = estimates[0].parts
+    if len(estimates) > 1 and not parts.is_positive:
+        raise ValueError(f"estimates must have positive weights to be merged, got those of {parts}")
     return list(estimates)
 
 

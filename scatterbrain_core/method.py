@@ -1,39 +1,46 @@
-"""A method: a low-rank part with a sparse part. The methods people know by name are such pairs."""
+"""A method: a low-rank part with any number of sparse parts."""
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from scatterbrain_core._checks import type_name
+from scatterbrain_core._checks import call_of, require_bool, set_count, type_name
 from scatterbrain_core._typing import Seed
-from scatterbrain_core.low_rank import FeatureMap, PositiveFeatures
-from scatterbrain_core.sparse import AllPairs, Hashing, RandomHyperplanes
+from scatterbrain_core.low_rank import LowRank
+from scatterbrain_core.sparse import AllPairs, RoutedClusters, Support
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scatterbrain:
     r"""Sparse + low-rank attention: exact weights on a support, low-rank weights everywhere else.
 
     .. math:: O_i = \frac{\sum_{j\in S(i)} A_{ij} v_j + \sum_{j\notin S(i)} L_{ij} v_j}
                          {\sum_{j\in S(i)} A_{ij} + \sum_{j\notin S(i)} L_{ij}}
 
-    Every method is such a pair of parts; what a part leaves open, the budget of the call chooses.
+    What a part leaves open, the budget of the call chooses.
 
     Parameters
     ----------
-    low_rank : FeatureMap or None
-        The low-rank part, L; None leaves out what is off the support.
-    sparse : RandomHyperplanes, CrossPolytope, E2LSH, AllPairs or None
-        The support, S; None is empty.
+    low_rank : LowRank or None
+        The low-rank part, L: a feature map or another; None leaves out what is off the support.
+    sparse : Support, AllPairs, RoutedClusters, tuple of Support, or None
+        The support, S. Of several parts it is the union, in which a pair counts once; None is empty.
+    debias : int, optional
+        s, sampled keys that make the sums unbiased whatever L is: with s of the n keys of a head drawn
+        uniformly, :math:`\tfrac ns(A_{ij} - L_{ij})` is added at those off the support, before the division.
+        The weights may then be negative, and so may a normaliser: its `lse` is NaN and the output means
+        nothing.
+    double_counting : bool
+        Leave L on the support too, so that it counts there beside A: the naive sum, a baseline of the paper.
 
     Raises
     ------
     TypeError
         A part is of another type.
     ValueError
-        Both parts are None, or there is a low-rank part beside `AllPairs`.
+        Parts that do not go together: both are None; something beside `AllPairs` or `RoutedClusters`, which
+        leave it nothing; `double_counting` without both parts, or with `debias`, which could not be unbiased.
 
     References
     ----------
@@ -41,26 +48,63 @@ class Scatterbrain:
     Algorithm 1.
     """
 
-    low_rank: FeatureMap | None = None
-    sparse: Hashing | AllPairs | None = None
+    low_rank: LowRank | None = None
+    sparse: Support | AllPairs | RoutedClusters | tuple[Support, ...] | None = None
+    debias: int | None = None
+    double_counting: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.low_rank, FeatureMap | None):
+        if not isinstance(self.low_rank, LowRank | None):
             raise TypeError(
-                "low_rank must be a feature map (PositiveFeatures, TrigonometricFeatures, EluFeatures) or "
-                f"None, got {type_name(self.low_rank)}"
+                "low_rank must be a feature map (PositiveFeatures, TrigonometricFeatures, EluFeatures), "
+                f"another low-rank part or None, got {type_name(self.low_rank)}"
             )
-        if not isinstance(self.sparse, Hashing | AllPairs | None):
-            raise TypeError(
-                "sparse must be RandomHyperplanes, CrossPolytope, E2LSH, AllPairs or None, "
-                f"got {type_name(self.sparse)}"
-            )
+        _check_sparse(self.sparse)
+        set_count(self, "debias", at_least=1)
+        require_bool("double_counting", self.double_counting)
         if self.low_rank is None and self.sparse is None:
             raise ValueError("low_rank and sparse must not both be None")
-        if self.low_rank is not None and isinstance(self.sparse, AllPairs):
+        if isinstance(self.sparse, AllPairs | RoutedClusters):
+            self._check_nothing_beside(type(self.sparse).__name__)
+        reason = None if self.low_rank is None else self.low_rank.reason_not_beside(self.supports)
+        if reason is not None:
+            raise ValueError(f"low_rank must not {reason}, got {self}")
+        if self.double_counting:
+            self._check_double_counting()
+
+    def __repr__(self) -> str:
+        """The call that makes it, without what is left at its default."""
+        return call_of(self)
+
+    def _check_nothing_beside(self, whole: str) -> None:
+        stated = {"low_rank": self.low_rank, "debias": self.debias}
+        for name, part in stated.items():
+            if part is not None:
+                raise ValueError(f"{name} must be None with {whole}, which leaves it nothing, got {part}")
+
+    def _check_double_counting(self) -> None:
+        if self.low_rank is None or not self.supports:
+            raise ValueError("double_counting must be False without a low-rank and a sparse part, got True")
+        if self.debias is not None:
             raise ValueError(
-                f"low_rank must be None with AllPairs, which leaves it nothing, got {self.low_rank}"
+                "debias must be None with double_counting, whose sums are biased on the support, "
+                f"got {self.debias}"
             )
+
+    @property
+    def supports(self) -> tuple[Support, ...]:
+        """The sparse parts as a tuple; none of them for what is no table, as `AllPairs`."""
+        if isinstance(self.sparse, Support):
+            return (self.sparse,)
+        return self.sparse if isinstance(self.sparse, tuple) else ()
+
+    @property
+    def parts(self) -> dict[str, LowRank | Support]:
+        """All parts that are something, by the names that messages give them."""
+        is_one = isinstance(self.sparse, Support)
+        names = ["sparse"] if is_one else [f"sparse[{i}]" for i in range(len(self.supports))]
+        low_rank = {} if self.low_rank is None else {"low_rank": self.low_rank}
+        return low_rank | dict(zip(names, self.supports, strict=True))
 
     def prefill(
         self,
@@ -162,70 +206,30 @@ class Scatterbrain:
     @property
     def is_random(self) -> bool:
         """Whether anything is drawn."""
-        return isinstance(self.sparse, Hashing) or (self.low_rank is not None and self.low_rank.is_random)
+        return self.debias is not None or any(part.is_random for part in self.parts.values())
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether no weight is negative."""
+        return self.low_rank is None or (self.low_rank.is_positive and self.debias is None)
 
     @property
     def rank(self) -> int:
-        """Rank of the low-rank part, its number of features; 0 without one, or before it is planned."""
-        return 0 if self.low_rank is None else self.low_rank.n_features or 0
+        """Rank of the low-rank part; 0 without one, or before it is planned."""
+        return 0 if self.low_rank is None else self.low_rank.rank
 
 
-@dataclass(frozen=True)
-class _Preset:
-    method: Scatterbrain
-    line: str
-
-
-_PRESETS = {
-    "exact": _Preset(
-        Scatterbrain(sparse=AllPairs()),
-        "softmax attention itself, O(Lq·Lk) time (Vaswani et al., arXiv 1706.03762)",
-    ),
-    "lsh": _Preset(
-        Scatterbrain(sparse=RandomHyperplanes()),
-        "sparse alone: exact within random-hyperplane buckets, nothing elsewhere (Charikar, STOC 2002)",
-    ),
-    "performer": _Preset(
-        Scatterbrain(low_rank=PositiveFeatures()),
-        "low-rank alone: positive random features (Choromanski et al., arXiv 2009.14794)",
-    ),
-    "scatterbrain": _Preset(
-        Scatterbrain(low_rank=PositiveFeatures(), sparse=RandomHyperplanes()),
-        "sparse + low-rank: positive random features + LSH (Chen et al., arXiv 2110.15343, Algorithm 1)",
-    ),
-}
-AUTO = "scatterbrain"
-
-
-def methods() -> dict[str, str]:
-    """Names that `method` takes, each with one line and its reference.
-
-    Returns
-    -------
-    dict of str to str
-    """
-    lines = {name: preset.line for name, preset in _PRESETS.items()}
-    return {"auto": f"the one we would choose, for now {AUTO!r}", **lines}
-
-
-def resolve_method(method: Any) -> tuple[str, Scatterbrain]:
-    """Name and parts of a `method` argument.
-
-    Raises
-    ------
-    TypeError
-        It is neither a name nor a `Scatterbrain`.
-    ValueError
-        No method has that name; the message tells the nearest ones.
-    """
-    if isinstance(method, Scatterbrain):
-        return repr(method), method
-    if not isinstance(method, str):
-        raise TypeError(f"method must be a name or a Scatterbrain, got {type_name(method)}")
-    name = AUTO if method == "auto" else method
-    if name not in _PRESETS:
-        known = sorted(methods())
-        near = difflib.get_close_matches(method.lower(), known, cutoff=0.5)
-        hint = f"the nearest: {', '.join(map(repr, near))}; " if near else ""
-        raise ValueError(f"method {method!r} is unknown; {hint}known are {', '.join(map(repr, known))}")
-    return name, _PRESETS[name].method
+def _check_sparse(sparse: Any) -> None:
+    expected = "RandomHyperplanes, LocalWindow or another sparse part, a tuple of them, AllPairs or None"
+    if isinstance(sparse, Support | AllPairs | RoutedClusters | None):
+        return
+    if not isinstance(sparse, tuple):
+        raise TypeError(f"sparse must be {expected}, got {type_name(sparse)}")
+    if not sparse:
+        raise ValueError(f"sparse must be {expected}, got an empty tuple")
+    for i, part in enumerate(sparse):
+        if isinstance(part, AllPairs | RoutedClusters):
+            whole = type(part).__name__
+            raise ValueError(f"sparse must be {whole} alone, which leaves the others nothing, got {sparse}")
+        if not isinstance(part, Support):
+            raise TypeError(f"sparse[{i}] must be a sparse part, got {type_name(part)}")

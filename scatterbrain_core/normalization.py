@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from scatterbrain_core._typing import Array
 from scatterbrain_core.backend import Backend
+from scatterbrain_core.tiles import gather, integers
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ def merge(backend: Backend, first: Partial, *others: Partial) -> Partial:
         ref = backend.xp.maximum(total.ref, other.ref)
         total = Partial(ref, scaled(backend, total, ref) + scaled(backend, other, ref))
     return total
+
+
+def merge_along(backend: Backend, parts: Partial) -> Partial:
+    """Partial results of disjoint sets of keys along the last axis of `ref`, merged."""
+    ref = backend.xp.max(parts.ref, axis=-1)
+    return Partial(ref, backend.xp.sum(scaled(backend, parts, ref[..., None]), axis=-2))
 
 
 def merge_one_by_one(
@@ -111,6 +118,23 @@ def running_merge(backend: Backend, parts: Partial, segment: Array, longest: int
             xp.concat([parts.acc[:step, ...], after.acc], axis=0),
         )
     return parts
+
+
+def last_of_segments(backend: Backend, running: Partial, segment: Array, n_segments: int) -> Partial:
+    """The last of each segment's running merges: `ref` of shape (n_segments, m), nothing seen where none is.
+
+    Parameters
+    ----------
+    segment : array of int, shape (n,)
+        Ascending, in [0, n_segments).
+    """
+    xp = backend.xp
+    numbers = integers(xp, n_segments, segment)
+    last = xp.searchsorted(segment, numbers, side="right") - 1
+    block = xp.maximum(last, 0)
+    exists = (last >= 0) & (xp.take(segment, block) == numbers)
+    chosen = Partial(gather(xp, running.ref, block), gather(xp, running.acc, block))
+    return select(backend, xp.broadcast_to(exists[:, None], chosen.ref.shape), chosen)
 
 
 def nothing_seen(backend: Backend, rows: Array, weighted_values: Array) -> Partial:

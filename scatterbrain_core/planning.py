@@ -1,15 +1,16 @@
-"""From a budget to parts: the rank, the bits, the tables and the largest bucket."""
+"""From a budget to parts: the rank, and the pairs of each sparse part."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from scatterbrain_core._checks import require_real
-from scatterbrain_core.low_rank import FeatureMap
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.problem import Problem
-from scatterbrain_core.sparse import AllPairs, Hashing
+from scatterbrain_core.routing.layout import lay_out
+from scatterbrain_core.sparse import AllPairs, RoutedClusters, Support
 
 # Share of the low-rank part where a method has both (the paper, section 5.2, splits 3 : 1).
 LOW_RANK_SHARE = 0.25
@@ -23,67 +24,122 @@ def check_budget(budget: Any) -> float:
     return fraction
 
 
-def plan(method: Scatterbrain, budget: Any, n_keys: int, dim: int) -> Scatterbrain:
+def plan(method: Scatterbrain, budget: Any, n_queries: int, n_keys: int, dim: int) -> Scatterbrain:
     """The same method with everything chosen that its parts leave open.
 
-    What is chosen depends on the budget, Lk and D alone, never on the data: so a head's result does not
-    depend on the other heads, nor the past on the future.
+    What is chosen depends on the budget, the lengths and D alone, never on the data: so a head's result does
+    not depend on the other heads, nor the past on the future.
 
     Parameters
     ----------
     budget : float
         Exact pairs + rank of the low-rank part a query, as a fraction of `n_keys`. At least one entry is
-        kept; a support has at most the pairs left beside the features.
+        kept. What the parts state themselves is taken off first; of what is left an open low-rank part gets
+        `LOW_RANK_SHARE`, and the open sparse parts share the rest equally.
     dim : int
         D, the last axis of query and key.
 
     Raises
     ------
     ValueError
-        The budget is not in (0, 1], or what the caller fixed leaves no pair for each table.
+        The budget is not in (0, 1], or less than the least form of the parts takes.
     """
+    if isinstance(method.sparse, RoutedClusters):
+        return replace(method, sparse=method.sparse.planned(check_budget(budget), n_keys))
     entries = max(1, math.floor(check_budget(budget) * n_keys))
-    low_rank, sparse = method.low_rank, method.sparse
-    if not isinstance(sparse, Hashing):
-        return Scatterbrain(None if low_rank is None else low_rank.planned(entries, dim), sparse)
-    is_open = sparse == type(sparse)() and (low_rank is None or low_rank.is_open)
-    if sparse == type(sparse)() and entries >= n_keys:
-        return Scatterbrain(sparse=AllPairs())
-    if is_open and low_rank is not None and entries == 1:
-        return Scatterbrain(low_rank=low_rank.planned(1, dim))
+    low_rank, supports = method.low_rank, method.supports
+    whole = _without_a_split(method, entries, n_keys, dim)
+    if whole is not None:
+        return whole
+    stated = [part.stated_pairs(n_queries, n_keys) for part in supports if not part.is_open]
+    least = [_least_pairs(part, n_queries, n_keys, dim) for part in supports if part.is_open]
+    left = entries - sum(stated) - (method.debias or 0)
     if low_rank is not None:
-        low_rank = low_rank.planned(max(1, round(LOW_RANK_SHARE * entries)), dim)
-    pairs = entries - Scatterbrain(low_rank, sparse).rank
-    if sparse.is_open and pairs < (sparse.n_tables or 1) and n_keys > 0:
-        beside = "" if low_rank is None else f" beside the rank {low_rank.n_features} of {low_rank}"
-        raise ValueError(
-            f"budget must leave each table an exact pair{beside}, got {budget}: {entries} of {n_keys} keys "
-            f"for {sparse}; raise it, or say max_bucket or the size of the codes"
-        )
-    return Scatterbrain(low_rank, sparse.planned(max(1, pairs), n_keys, dim))
+        low_rank = low_rank.planned(_rank(left, stated, least), n_keys, dim)
+    pairs = left - (0 if low_rank is None else low_rank.rank)
+    is_rank_open = method.low_rank is not None and method.low_rank.is_open
+    if n_keys > 0 and (pairs < sum(least) if least else is_rank_open and left < 1):
+        raise _too_small(method, budget, entries, n_keys, entries - left + sum(least), dim)
+    shares = iter(_shares(pairs, least))
+    planned = [
+        _largest_form(part, next(shares), n_queries, n_keys, dim)
+        if part.is_open
+        else part.planned(0, n_keys, dim)
+        for part in supports
+    ]
+    sparse = planned[0] if isinstance(method.sparse, Support) else tuple(planned) or None
+    return replace(method, low_rank=low_rank, sparse=sparse)
 
 
-def check_fitted(problem: Problem, method: Scatterbrain) -> None:
-    """Raise where a part would take statistics of what a mask hides from some queries only."""
+def _least_pairs(part: Support, n_queries: int, n_keys: int, dim: int) -> int:
+    """Exact keys a query of an open part's least form, by what it says itself once it is planned."""
+    form = part.planned(part.least_pairs, n_keys, dim)
+    return max(part.least_pairs, form.stated_pairs(n_queries, n_keys))
+
+
+def _largest_form(part: Support, pairs: int, n_queries: int, n_keys: int, dim: int) -> Support:
+    """An open part planned for as much as leaves what it says itself within `pairs`."""
+    forms = (part.planned(size, n_keys, dim) for size in range(pairs, 0, -1))
+    return next(form for form in forms if form.stated_pairs(n_queries, n_keys) <= pairs)
+
+
+def _without_a_split(method: Scatterbrain, entries: int, n_keys: int, dim: int) -> Scatterbrain | None:
+    """Plans of all keys or of a single entry, which no parts share; None for any other."""
+    low_rank, supports = method.low_rank, method.supports
+    if isinstance(method.sparse, AllPairs):
+        return method
+    if entries >= n_keys and any(part.is_default for part in supports) and not method.double_counting:
+        return Scatterbrain(sparse=AllPairs())
+    is_default = method.debias is None and all(part.is_default for part in supports)
+    if entries == 1 and is_default and low_rank is not None and low_rank.is_open:
+        return Scatterbrain(low_rank=low_rank.planned(1, n_keys, dim))
+    return None
+
+
+def _rank(left: int, stated: list[int], least: list[int]) -> int:
+    """Share of an open low-rank part in what is left of the entries."""
+    # A part of which only the data say how large it is counts as an open one.
+    share = LOW_RANK_SHARE if least or 0 in stated else 1.0
+    return max(1, min(round(share * left), left - sum(least)))
+
+
+def _shares(pairs: int, least: list[int]) -> list[int]:
+    """`pairs` in nearly equal shares, but for what each must have at least."""
+    spare, n = max(0, pairs - sum(least)), len(least)
+    return [own + spare * (i + 1) // n - spare * i // n for i, own in enumerate(least)]
+
+
+def _too_small(
+    method: Scatterbrain, budget: Any, entries: int, n_keys: int, pairs: int, dim: int
+) -> ValueError:
+    rank = 0 if method.low_rank is None else method.low_rank.planned(1, n_keys, dim).rank
+    least = math.ceil(1e4 * (pairs + rank) / n_keys) / 1e4
+    return ValueError(
+        f"budget must be at least {least:g}, {pairs + rank} of {n_keys} keys, for the least form of "
+        f"{method}, got {budget}: {entries} of {n_keys} keys"
+    )
+
+
+def exact_if_affordable(problem: Problem, method: Scatterbrain) -> Scatterbrain:
+    """All pairs in the place of planned clusters where they cost no more, as beside a dense mask."""
+    part = method.sparse
+    if not isinstance(part, RoutedClusters) or problem.is_empty:
+        return method
+    if problem.dense_mask is not None or part.is_exact(problem.n_queries, problem.n_keys, problem.is_causal):
+        return Scatterbrain(sparse=AllPairs())
+    lay_out(problem, part)  # raises where the entries are too few
+    return method
+
+
+def check_masked(problem: Problem, method: Scatterbrain) -> None:
+    """Raise where a part would let in what a mask hides from some queries only."""
     if not problem.is_causal and problem.dense_mask is None:
         return
     hides = "is_causal=True" if problem.is_causal else "attn_mask"
-    for name, part in (("low_rank", method.low_rank), ("sparse", method.sparse)):
-        if isinstance(part, FeatureMap | Hashing) and part.is_fitted:
+    for name, part in method.parts.items():
+        reason = part.reason_not_causal if problem.is_causal else part.reason_not_masked
+        if reason is not None:
             raise ValueError(
-                f"{name} must not take statistics of all queries and keys where {hides} hides some of them "
-                f"from some queries only, got {part}"
+                f"{name} must not {reason} where {hides} hides some of them from some queries only, "
+                f"got {part}"
             )
-
-
-def tile_shape(problem: Problem, method: Scatterbrain) -> tuple[int, int]:
-    """Queries and keys in a block: near what a bucket holds if all are equal."""
-    if not isinstance(method.sparse, Hashing):
-        return 64, 64
-    n_buckets = round(2**method.sparse.entropy)
-    keys = min(method.sparse.max_bucket or problem.n_keys, -(-problem.n_keys // n_buckets))
-    return _power_of_two(problem.n_queries // n_buckets, 8, 64), _power_of_two(keys, 16, 64)
-
-
-def _power_of_two(n: int, least: int, most: int) -> int:
-    return min(max(1 << (max(n, 1) - 1).bit_length(), least), most)

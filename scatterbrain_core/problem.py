@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from array_api_compat import device
 
 from scatterbrain_core._checks import require_bool, require_real
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import Backend, backend_of
+
+T = TypeVar("T")
 
 # Half precision is worked in float32 and rounded once, at the end.
 WORKED_IN = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
@@ -55,6 +58,19 @@ class Problem:
     dense_mask: Array | None
     mask_of_head: list[int]
     is_causal: bool
+    _once: dict[Any, Any] = field(init=False, default_factory=dict, repr=False, compare=False)
+
+    def once(self, name: Any, function: Callable[[], T]) -> T:
+        """What `function` gives, computed once for this problem by whichever of its parts asks for it first.
+
+        Parameters
+        ----------
+        name : hashable
+            Of the result; equal names stand for equal functions.
+        """
+        if name not in self._once:
+            self._once[name] = function()
+        return self._once[name]
 
     @property
     def xp(self) -> Namespace:
@@ -239,13 +255,16 @@ def resolve_scale(scale: Any, query: Any) -> float:
 
 
 def _check_mask(xp: Namespace, mask: Any, full: tuple[int, ...], is_causal: bool) -> None:
-    if is_causal:
-        raise ValueError("attn_mask must be None where is_causal=True, got both")
     if mask.dtype != xp.bool:
         raise TypeError(f"attn_mask must have dtype bool (True = may attend), got {mask.dtype}")
     padded = (1,) * (len(full) - mask.ndim) + tuple(mask.shape)
     if mask.ndim > len(full) or any(m not in (1, n) for m, n in zip(padded, full, strict=True)):
         raise ValueError(f"attn_mask must be broadcastable to (..., Lq, Lk) = {full}, got {_shape(mask)}")
+    if is_causal and 1 not in padded[-2:]:
+        raise ValueError(
+            "attn_mask must be of keys (..., 1, Lk) or of queries (..., Lq, 1) where is_causal=True, got "
+            f"{_shape(mask)}; a mask of pairs must hold the causal part itself"
+        )
 
 
 def _repeat_heads(xp: Namespace, query: Any, x: Any) -> Any:

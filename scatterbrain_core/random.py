@@ -9,12 +9,13 @@ import numpy as np
 
 from scatterbrain_core._checks import as_index, type_name
 from scatterbrain_core._typing import Array, Namespace, Seed
+from scatterbrain_core.tiles import integers
 
-Host: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+Host: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 class Draws:
-    """Two independent streams of random numbers, one a part of the method.
+    """Independent streams of random numbers, one a part of the method.
 
     The low-rank part and the sparse part never share projections: the estimator is unbiased only when
     the feature map is independent of the support (arXiv 2110.15343, Theorem 2).
@@ -37,16 +38,24 @@ class Draws:
 
     def __init__(self, seed: Seed) -> None:
         self.seed = _as_int(seed)
-        features, hashes = np.random.default_rng(self.seed).integers(0, 2**63, size=2)
-        self._features, self._hashes = int(features), int(hashes)
+        streams = np.random.default_rng(self.seed).integers(0, 2**63, size=3)
+        self._features, self._supports, self._columns = map(int, streams)
 
     def feature_generator(self) -> np.random.Generator:
         """Generator of the low-rank part, from its start."""
         return np.random.default_rng(self._features)
 
-    def hash_generator(self) -> np.random.Generator:
-        """Generator of the sparse part, from its start."""
-        return np.random.default_rng(self._hashes)
+    def support_generator(self, number: int = 0) -> np.random.Generator:
+        """Generator of a sparse part, by its number among them, from its start."""
+        return np.random.default_rng(self._supports if number == 0 else [self._supports, number])
+
+    def columns_generator(self) -> np.random.Generator:
+        """Generator of the sampled keys, from its start."""
+        return np.random.default_rng(self._columns)
+
+    def columns(self, n_sampled: int, n_keys: int) -> Host:
+        """Positions of sampled keys, ascending, shape (n_sampled,)."""
+        return stratified(self.columns_generator().random(n_sampled), n_keys)
 
 
 def _as_int(seed: Seed) -> int:
@@ -58,6 +67,15 @@ def _as_int(seed: Seed) -> int:
     if number < 0:
         raise ValueError(f"seed must not be negative, got {number}")
     return number
+
+
+def stratified(within: Host, n_keys: int) -> Host:
+    """A position in each of s equal stretches of n keys, from its place within the stretch in [0, 1).
+
+    If the places are uniform, every key is expected s/n times; one that lies in two stretches may come twice.
+    """
+    n = len(within)
+    return np.minimum(((np.arange(n) + within) * (n_keys / n)).astype(np.int64), n_keys - 1)
 
 
 def normal_rows(generator: np.random.Generator, n: int, dim: int, coupling: str) -> Host:
@@ -95,8 +113,10 @@ def _simplex(dim: int) -> Host:
 
 
 def to_device(xp: Namespace, draws: Host, like: Array) -> Array:
-    """Host draws, rounded to the dtype of `like`, as an array on its device."""
+    """Host draws on the device of `like`: in its dtype, integers in the default one."""
     import array_api_compat
 
+    if np.issubdtype(draws.dtype, np.integer):
+        return xp.asarray(draws, dtype=integers(xp, 1, like).dtype, device=array_api_compat.device(like))
     dtype = {"float32": np.float32, "float64": np.float64}[str(like.dtype).rpartition(".")[2]]
     return xp.asarray(draws.astype(dtype), device=array_api_compat.device(like))

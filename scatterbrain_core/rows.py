@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import Backend
-from scatterbrain_core.low_rank import FeatureMap
-from scatterbrain_core.low_rank.feature_map import Kernel
+from scatterbrain_core.low_rank import Features
 from scatterbrain_core.problem import Problem
+from scatterbrain_core.tiles import zeros
 
 
 @dataclass(frozen=True)
@@ -37,38 +37,10 @@ def exact_weights(backend: Backend, query: Array, key: Array, visible: Array) ->
     return xp.where(visible, xp.matmul(query, xp.matrix_transpose(key)), -math.inf), None
 
 
-@dataclass(frozen=True)
-class Features:
-    """Feature rows of queries and keys, and what they mean.
-
-    Attributes
-    ----------
-    query, key : array, shape (H, Lq, ·) and (H, Lk, ·), or flattened to rows
-        Hidden keys have no weight.
-    kernel : Kernel
-    """
-
-    query: Array
-    key: Array
-    kernel: Kernel
-
-    def group(self, xp: Namespace, features: slice) -> Features:
-        """Some of the features alone."""
-        query, key = (self.kernel.group(xp, rows, features) for rows in (self.query, self.key))
-        return Features(query, key, self.kernel)
-
-
-def make_features(problem: Problem, low_rank: FeatureMap, drawn: tuple[Array, ...]) -> Features:
-    """Features of all queries and keys of a problem."""
-    xp, constant = problem.xp, problem.backend.stop_gradient
-    fitted = low_rank.fit(
-        xp, constant(problem.query), constant(problem.key), problem.row_mask, problem.key_mask
-    )
-    query = low_rank.query_rows(xp, drawn, fitted, problem.query)
-    key = low_rank.key_rows(xp, drawn, fitted, problem.key)
-    if problem.key_mask is not None:
-        key = low_rank.kernel.hide(xp, key, problem.key_mask)
-    return Features(query, key, low_rank.kernel)
+def unit_weights(backend: Backend, query: Array, _: Array, visible: Array) -> tuple[Array, None]:
+    """Logit 0 for every visible pair of a tile."""
+    xp = backend.xp
+    return xp.where(visible, zeros(xp, visible.shape, query), -math.inf), None
 
 
 @dataclass(frozen=True)
@@ -85,8 +57,6 @@ class Rows:
     features : Features or None
         Of the low-rank part.
     n_heads : int
-    tile : tuple of int
-        Queries and keys in a block.
     """
 
     query: Array
@@ -94,7 +64,6 @@ class Rows:
     weighted_value: Array
     features: Features | None
     n_heads: int
-    tile: tuple[int, int]
 
     @property
     def n_queries(self) -> int:
@@ -109,6 +78,14 @@ class Rows:
     def exact(self) -> Pairs:
         """Pairs weighted by exp(q·k)."""
         return Pairs(self.query, self.key, exact_weights)
+
+    def counting(self) -> Rows:
+        """Rows of values one, whose sums with the weights of `units` count the visible pairs."""
+        return Rows(self.query[:, :1], self.key[:, :1], self.weighted_value[:, -1:], None, self.n_heads)
+
+    def units(self) -> Pairs:
+        """Pairs that all weigh one."""
+        return Pairs(self.query, self.key, unit_weights)
 
     def low_rank(self) -> Features:
         """Features, where there is a low-rank part."""
@@ -129,7 +106,7 @@ def with_weights(xp: Namespace, value: Array, key: Array, key_mask: Array | None
     return xp.concat([value, ones], axis=-1)
 
 
-def make_rows(problem: Problem, tile: tuple[int, int], features: Features | None = None) -> Rows:
+def make_rows(problem: Problem, features: Features | None = None) -> Rows:
     """Rows of a problem, with those of its features or of a group of them."""
     xp = problem.xp
 
@@ -138,6 +115,6 @@ def make_rows(problem: Problem, tile: tuple[int, int], features: Features | None
 
     weighted_value = with_weights(xp, problem.value, problem.key, problem.key_mask)
     if features is not None:
-        features = Features(flat(features.query), flat(features.key), features.kernel)
+        features = replace(features, query=flat(features.query), key=flat(features.key))
     query, key, weighted_value = flat(problem.query), flat(problem.key), flat(weighted_value)
-    return Rows(query, key, weighted_value, features, problem.n_heads, tile)
+    return Rows(query, key, weighted_value, features, problem.n_heads)

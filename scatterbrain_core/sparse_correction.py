@@ -5,44 +5,39 @@ A pair is on the support when some table holds it, and is counted in the first t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from scatterbrain_core._typing import Array, Namespace
+from scatterbrain_core._typing import Array
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.normalization import (
     Partial,
     merge,
+    merge_along,
     merge_one_by_one,
     nothing_seen,
     softmax_partial,
 )
 from scatterbrain_core.rows import Pairs, Rows
-from scatterbrain_core.tiles import Blocks, Table, cut, gather, integers, invert, unblock, zeros
+from scatterbrain_core.tables import Intervals, Table
+from scatterbrain_core.tiles import Blocks, cut, gather, integers, invert, unblock
 
 
 def interval_partial(
     backend: Backend,
     blocks: Blocks,
-    key_order: Array,
-    lo: Array,
-    hi: Array,
+    intervals: Intervals,
     pairs: Pairs,
     weighted_value: Array,
     tile_keys: int,
     excluded: Sequence[Table] = (),
 ) -> Partial:
-    """Partial results of queries that each see one interval of the sorted keys.
+    """Partial results of visits: of each query row to each of its intervals of the ordered keys.
 
     Parameters
     ----------
     blocks : Blocks
-        Of the query rows; the intervals of a block should nearly coincide.
-    key_order : array of int, shape (n_keys,)
-        Key row at each slot.
-    lo, hi : array of int, shape (n_queries,)
-        Interval of each query row.
+        Of the visits, query_row * R + r; the intervals of a block should nearly coincide.
     excluded : sequence of Table
         Pairs on the support of these are left out.
 
@@ -52,23 +47,20 @@ def interval_partial(
         `ref` of shape (n_blocks, size).
     """
     xp = backend.xp
-    block_lo, block_hi = gather(xp, lo, blocks.rows), gather(xp, hi, blocks.rows)
-    block_hi = xp.where(blocks.filled, block_hi, block_lo)
-    n_slots = key_order.shape[0]
-    start = xp.min(xp.where(block_lo < block_hi, block_lo, n_slots), axis=1)
-    width = xp.maximum(xp.max(xp.where(block_lo < block_hi, block_hi, 0), axis=1) - start, 0)
+    lo, hi = (gather(xp, xp.reshape(x, (-1,)), blocks.rows) for x in (intervals.lo, intervals.hi))
+    hi = xp.where(blocks.filled, hi, lo)
+    n_slots = intervals.key_order.shape[0]
+    start = xp.min(xp.where(lo < hi, lo, n_slots), axis=1)
+    width = xp.maximum(xp.max(xp.where(lo < hi, hi, 0), axis=1) - start, 0)
     by_width = xp.argsort(width, descending=True)
+    query_rows = blocks.rows if intervals.n_visits == 1 else blocks.rows // intervals.n_visits
     parts = []
     for chunk in _chunks(blocks, pairs, weighted_value, tile_keys, backend.chunk_elements):
         chosen = by_width[chunk]
-        tile = _Tile(
-            gather(xp, blocks.rows, chosen), gather(xp, block_lo, chosen), gather(xp, block_hi, chosen)
-        )
-        origin = xp.take(start, chosen)
+        of_chunk = [gather(xp, x, chosen) for x in (query_rows, lo, hi)]
+        tile = _Tile(of_chunk[0], of_chunk[1], of_chunk[2], xp.take(start, chosen))
         steps = -(-int(xp.max(xp.take(width, chosen))) // tile_keys)
-        parts.append(
-            _stream(backend, tile, origin, steps, key_order, pairs, weighted_value, tile_keys, excluded)
-        )
+        parts.append(_stream(backend, tile, steps, intervals, pairs, weighted_value, tile_keys, excluded))
     back = invert(xp, by_width)
     return Partial(
         gather(xp, xp.concat([part.ref for part in parts]), back),
@@ -78,9 +70,12 @@ def interval_partial(
 
 @dataclass(frozen=True)
 class _Tile:
+    """Query rows of some blocks and their intervals, (blocks, size), and the first slot of each block."""
+
     rows: Array
     lo: Array
     hi: Array
+    origin: Array
 
 
 def _chunks(blocks: Blocks, pairs: Pairs, weighted_value: Array, tile_keys: int, limit: int) -> list[slice]:
@@ -93,9 +88,8 @@ def _chunks(blocks: Blocks, pairs: Pairs, weighted_value: Array, tile_keys: int,
 def _stream(
     backend: Backend,
     tile: _Tile,
-    origin: Array,
     steps: int,
-    key_order: Array,
+    intervals: Intervals,
     pairs: Pairs,
     weighted_value: Array,
     tile_keys: int,
@@ -103,24 +97,21 @@ def _stream(
 ) -> Partial:
     """Merge a chunk of query blocks over their keys, `tile_keys` at a time."""
     xp = backend.xp
+    if steps == 0:
+        return nothing_seen(backend, gather(xp, pairs.query[:, 0], tile.rows), weighted_value)
     query = gather(xp, pairs.query, tile.rows)
 
     def part(step: int) -> Partial:
-        slots = (origin + step * tile_keys)[:, None] + integers(xp, tile_keys, origin)[None, :]
-        key_rows = gather(xp, key_order, xp.clip(slots, 0, key_order.shape[0] - 1))
+        slots = (tile.origin + step * tile_keys)[:, None] + integers(xp, tile_keys, tile.origin)[None, :]
+        key_rows = gather(xp, intervals.key_order, xp.clip(slots, 0, intervals.key_order.shape[0] - 1))
         visible = (slots[:, None, :] >= tile.lo[:, :, None]) & (slots[:, None, :] < tile.hi[:, :, None])
+        visible = intervals.counted(xp, tile.rows, key_rows, visible)
         for table in excluded:
-            visible = visible & ~_on_support(xp, table, tile.rows, key_rows)
+            visible = visible & ~table.holds(xp, tile.rows, key_rows)
         logits, factor = pairs.weights(backend, query, gather(xp, pairs.key, key_rows), visible)
         return softmax_partial(backend, logits, gather(xp, weighted_value, key_rows), factor)
 
     return merge_one_by_one(backend, nothing_seen(backend, query[..., 0], weighted_value), part, steps)
-
-
-def _on_support(xp: Namespace, table: Table, query_rows: Array, key_rows: Array) -> Array:
-    slot = gather(xp, table.slot, key_rows)[:, None, :]
-    lo, hi = gather(xp, table.lo, query_rows), gather(xp, table.hi, query_rows)
-    return (slot >= lo[:, :, None]) & (slot < hi[:, :, None])
 
 
 def near_field(backend: Backend, rows: Rows, tables: Sequence[Table]) -> Partial:
@@ -134,32 +125,29 @@ def first_occurrences(
     """Pairs of all tables but the first `skip`, less those that an earlier table holds."""
     parts = []
     for t in range(skip, len(tables)):
-        table = tables[t]
-        order = table.sorted.query_order
-        blocks = cut(backend.xp, order, interval_group(backend.xp, table), rows.tile[0])
+        order, group = tables[t].visits(backend.xp)
+        tile_queries, tile_keys = tables[t].tile
+        blocks = cut(backend.xp, order, group, tile_queries)
         part = interval_partial(
             backend,
             blocks,
-            table.sorted.key_order,
-            table.lo,
-            table.hi,
+            tables[t],
             pairs,
             rows.weighted_value,
-            rows.tile[1],
+            tile_keys,
             tables[:t],
         )
-        parts.append(unblock_partial(backend, blocks, order, part))
+        parts.append(_by_query(backend, tables[t], unblock_partial(backend, blocks, order, part)))
     return merge(backend, *parts)
 
 
-def interval_group(xp: Namespace, table: Table) -> Array:
-    """Ascending number of each sorted query's group: its bucket, or its piece of one."""
-    if table.run is table.sorted.key_bucket:
-        return table.sorted.query_bucket
-    lo = xp.take(table.lo, table.sorted.query_order)
-    bucket = table.sorted.query_bucket
-    change = (lo[1:] != lo[:-1]) | (bucket[1:] != bucket[:-1])
-    return xp.concat([xp.zeros_like(lo[:1]), xp.cumulative_sum(xp.astype(change, lo.dtype))])
+def _by_query(backend: Backend, table: Table, visits: Partial) -> Partial:
+    """Partial results of the visits, shape (n_query_rows * R,), merged to those of the query rows."""
+    if table.n_visits == 1:
+        return visits
+    xp, shape = backend.xp, (-1, table.n_visits)
+    ref, acc = xp.reshape(visits.ref, shape), xp.reshape(visits.acc, (*shape, visits.acc.shape[-1]))
+    return merge_along(backend, Partial(ref, acc))
 
 
 def unblock_partial(backend: Backend, blocks: Blocks, order: Array, part: Partial) -> Partial:
@@ -169,12 +157,6 @@ def unblock_partial(backend: Backend, blocks: Blocks, order: Array, part: Partia
 
 
 def pairs_per_query(backend: Backend, rows: Rows, tables: Sequence[Table]) -> Array:
-    """How many keys are on the support of each query row: the near field of weights and values one."""
-    ones = replace(rows, weighted_value=rows.weighted_value[:, -1:])
-    pairs = Pairs(rows.query[:, :1], rows.key[:, :1], _unit_weights)
-    return first_occurrences(backend, ones, tables, 0, pairs).acc[:, 0]
-
-
-def _unit_weights(backend: Backend, query: Array, _: Array, visible: Array) -> tuple[Array, None]:
-    xp = backend.xp
-    return xp.where(visible, zeros(xp, visible.shape, query), -math.inf), None
+    """How many keys are on the support of each query row."""
+    ones = rows.counting()
+    return first_occurrences(backend, ones, tables, 0, ones.units()).acc[:, 0]

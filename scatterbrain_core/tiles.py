@@ -1,10 +1,8 @@
-"""Tiles: which queries meet which keys, as intervals of sorted keys.
+"""Tiles: sorted rows, and blocks of them of one size.
 
-Heads are flattened into rows: row = head * L + position. Keys are sorted by bucket, and by a second
-number within the bucket; each query then sees one interval of the sorted keys. That is a ragged (CSR)
-list of tiles without ever listing a pair. `Blocks` cuts sorted rows into blocks of one size, so that
-tiles run as batched matrix products whose shapes, and with them the rounding of a row, do not depend on
-what the other rows hold.
+Heads are flattened into rows: row = head * L + position. `Blocks` cuts sorted rows into blocks of one size,
+so that tiles run as batched matrix products whose shapes, and with them the rounding of a row, do not depend
+on what the other rows hold.
 """
 
 from __future__ import annotations
@@ -17,62 +15,40 @@ from scatterbrain_core._typing import Array, Namespace
 
 
 @dataclass(frozen=True)
-class Sorted:
-    """Queries and keys sorted by bucket, then by a second number shared by both.
+class Joint:
+    """Queries and keys, both in order of the groups that they share.
 
     Attributes
     ----------
     key_order : array of int, shape (n_keys,)
         Key row at each slot.
     key_bucket : array of int, shape (n_keys,)
-        Bucket at each slot, ascending.
+        Group at each slot, ascending.
     query_order, query_bucket : array of int, shape (n_queries,)
         The same for the queries.
-    start, stop : array of int, shape (n_queries,)
-        For each query row, the slots of its bucket: [start, stop).
-    rank : array of int, shape (n_queries,)
-        For each query row, how many keys of its bucket do not come after it.
     """
 
     key_order: Array
     key_bucket: Array
     query_order: Array
     query_bucket: Array
-    start: Array
-    stop: Array
-    rank: Array
 
 
 @dataclass(frozen=True)
-class Table:
-    """One table of a support: each query's exact keys are one interval of the sorted keys.
+class Sorted(Joint):
+    """Queries and keys sorted by bucket, then by a second number shared by both.
 
     Attributes
     ----------
-    sorted : Sorted
-    run : array of int, shape (n_keys,)
-        Ascending numbers of the runs of slots in which blocks of keys are laid.
-    lo, hi : array of int, shape (n_queries,)
-        For each query row, its interval of slots [lo, hi).
-    slot : array of int, shape (n_keys,)
-        Slot of each key row.
-    key_bucket, query_bucket : array of int, shape (n_keys,) and (n_queries,)
-        Bucket of each row. Where no key is hidden, head * 2**depth + the bucket's number in its head.
-    depth : int
-        The buckets of a head are the leaves of a binary tree of this depth.
-    limit : int or None
-        The most keys of a bucket that a query sees.
+    start, stop : array of int, shape (n_queries,)
+        For each query row, the slots of its bucket: [start, stop).
+    rank : array of int, shape (n_queries,)
+        For each query row, how many keys of its bucket do not come after it.
     """
 
-    sorted: Sorted
-    run: Array
-    lo: Array
-    hi: Array
-    slot: Array
-    key_bucket: Array
-    query_bucket: Array
-    depth: int
-    limit: int | None
+    start: Array
+    stop: Array
+    rank: Array
 
 
 @dataclass(frozen=True)
@@ -201,3 +177,8 @@ def unblock(xp: Namespace, blocks: Blocks, order: Array, x: Array) -> Array:
     block = xp.take(blocks.of_slot, slot)
     place = block * blocks.size + slot - xp.take(blocks.first, block)
     return gather(xp, xp.reshape(x, (-1, *x.shape[2:])), place)
+
+
+def power_of_two(n: int, least: int, most: int) -> int:
+    """The least power of two that is not below n, within [least, most]."""
+    return min(max(1 << (max(n, 1) - 1).bit_length(), least), most)

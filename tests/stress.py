@@ -81,10 +81,10 @@ def scenario(name, rng, parts, seed):
     q, k, v = draw_problem(rng, 48, 56, dim=8)
     if name == "rows that see one key":
         return q, k, v, np.arange(56)[None, :] == rng.integers(0, 56, 48)[:, None]
-    return *_changed(name, q, k, v), None
+    return *changed(name, q, k, v), None
 
 
-def _changed(name, q, k, v):
+def changed(name, q, k, v):
     if name.startswith("logits of"):
         factor = math.sqrt(float(name.removeprefix("logits of ").replace(" ", "")) / _top(q, k))
         q, k = factor * q, factor * k
@@ -93,7 +93,7 @@ def _changed(name, q, k, v):
     elif name == "constant keys":
         k = np.broadcast_to(k[:, :1], k.shape).copy()
     elif name == "duplicate keys":
-        k = np.repeat(k[:, :28], 2, axis=1)
+        k = np.repeat(k[:, : k.shape[1] // 2], 2, axis=1)
     elif name == "all keys opposite to all queries":
         k = -5 * np.abs(k) * np.sign(q.mean(axis=1, keepdims=True))
     elif name == "all vectors nearly equal":
@@ -130,9 +130,10 @@ def lse_unit_of(dtype, query, key):
 
 
 def is_refused(method, is_causal, mask):
-    """Whether it takes statistics of a head, where they would let in what is hidden."""
-    low_rank = METHODS[method].low_rank
-    return low_rank is not None and low_rank.is_fitted and (is_causal or mask is not None)
+    """Whether it would let in what is hidden."""
+    parts = METHODS[method].parts.values()
+    reasons = [part.reason_not_causal if is_causal else part.reason_not_masked for part in parts]
+    return any(reasons) and (is_causal or mask is not None)
 
 
 @cache

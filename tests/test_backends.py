@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from libraries import make_library
 from oracle import METHODS, relative_error
+from parts import Combs, CombWeights, DrawnChunks
 from problems import draw_problem
 
 import scatterbrain_core as sb
@@ -104,12 +105,18 @@ def test_two_backends_for_one_library_are_refused(monkeypatch, fresh_backends):
         sb.attention(*library.arrays(*np.ones((3, 5, 4))))
 
 
+UNION = (sb.GlobalTokens(4, (), 2), sb.LocalWindow(32), DrawnChunks(4, 8))
+LINEAR = {
+    "tables": sb.Scatterbrain(sb.PositiveFeatures(16), sb.RandomHyperplanes(6, 2, 32)),
+    "union": sb.Scatterbrain(sb.PositiveFeatures(16), UNION),
+    "labels, sample": sb.Scatterbrain(CombWeights(64), (Combs(2, 64), sb.LocalWindow(8)), debias=16),
+}
+
+
+@pytest.mark.parametrize("parts", LINEAR.values(), ids=LINEAR.keys())
 @pytest.mark.parametrize("is_masked", [False, True], ids=["plain", "padding"])
-def test_memory_is_linear(is_causal, is_masked):
+def test_memory_is_linear(is_causal, is_masked, parts):
     """Four times the length takes no more than about four times the memory; a dense matrix, sixteen times."""
-    parts = sb.Scatterbrain(sb.PositiveFeatures(16), sb.RandomHyperplanes(6, 2, 32))
-    if is_causal and is_masked:
-        pytest.skip("is_causal does not go with a mask")
 
     def peak(n):
         arrays = np.random.default_rng(0).standard_normal((3, n, 16)).astype(np.float32)
@@ -140,10 +147,11 @@ def test_jax_without_double_precision():
     assert float(result.stdout) < 1e-5
 
 
-def test_jax_is_numpy(rng, is_causal):
+@pytest.mark.parametrize("name", ["scatterbrain", "clusters, weights"])
+def test_jax_is_numpy(rng, is_causal, name):
     library = make_library("jax")
     q, k, v = draw_problem(rng, 40, 40, lead=(1,))
-    arguments = {"method": METHODS["scatterbrain"], "is_causal": is_causal}
+    arguments = {"method": METHODS[name], "is_causal": is_causal}
     own = sb.attention(*library.arrays(q, k, v), **arguments)
     assert library.is_own(own)
     assert relative_error(library.to_numpy(own), sb.attention(q, k, v, **arguments)) <= 1e-12

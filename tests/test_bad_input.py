@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from oracle import CAUSAL, MASKED, METHODS
 from problems import draw_problem
 
 import scatterbrain_core as sb
@@ -66,7 +69,7 @@ SHAPES = {
     ),
     "causal and a mask": (
         {"attn_mask": np.ones((6, 7), dtype=bool), "is_causal": True},
-        r"attn_mask must be None where is_causal=True, got both",
+        r"attn_mask must be of keys .* or of queries .* where is_causal=True, got \(6, 7\); a mask of pairs",
     ),
 }
 
@@ -78,11 +81,27 @@ VALUES = {
     "scale huge": ({"scale": 10**400}, r"scale must be finite, got inf"),
     "features beyond the budget": (
         {"method": sb.Scatterbrain(sb.PositiveFeatures(64), sb.RandomHyperplanes()), "budget": 0.9},
-        r"budget must leave each table an exact pair beside the rank 64 of .*, got 0.9: 6 of 7 keys",
+        r"budget must be at least 9.2858, 65 of 7 keys, for the least form of .*, got 0.9: 6 of 7 keys",
     ),
     "tables beyond the budget": (
         {"method": sb.Scatterbrain(None, sb.RandomHyperplanes(n_tables=7)), "budget": 0.9},
-        r"budget must leave each table an exact pair, got 0.9: 6 of 7 keys for .*n_tables=7",
+        r"budget must be at least 1, 7 of 7 keys, for the least form of .*n_tables=7.*, got 0.9: 6 of 7",
+    ),
+    "features beside a stated window": (
+        {"method": sb.Scatterbrain(sb.PositiveFeatures(), sb.LocalWindow(6)), "budget": 0.9},
+        r"budget must be at least 1, 7 of 7 keys, for the least form of .*LocalWindow\(window=6\)\), got 0.9",
+    ),
+    "no key left for a window": (
+        {"method": "longformer", "budget": 0.4},
+        r"budget must be at least 0.4286, 3 of 7 keys, for the least form of .*, got 0.4: 2 of 7 keys",
+    ),
+    "features beside a sample": (
+        {"method": sb.Scatterbrain(sb.PositiveFeatures(), debias=6), "budget": 0.9},
+        r"budget must be at least 1, 7 of 7 keys, for the least form of .*debias=6",
+    ),
+    "a global token that is no key": (
+        {"method": sb.Scatterbrain(None, sb.GlobalTokens(0, (2, 7)))},
+        r"positions must be below the number of keys, 7, got 7",
     ),
     "values that overflow": (
         {"value": np.full((2, 7, 3), 1e308)},
@@ -94,10 +113,10 @@ VALUES = {
     "seed < 0": ({"seed": -1}, r"seed must not be negative, got -1"),
     "near method": (
         {"method": "performr"},
-        r"method 'performr' is unknown; the nearest: 'performer'; known are 'auto', ",
+        r"method 'performr' is unknown; the nearest: 'performer', .*; known are 'auto', ",
     ),
     "other case": ({"method": "Scatterbrain"}, r"the nearest: 'scatterbrain'"),
-    "no method": ({"method": "zzz"}, r"method 'zzz' is unknown; known are 'auto', 'exact'"),
+    "no method": ({"method": "zzz"}, r"method 'zzz' is unknown; known are 'auto', .*'exact'"),
 }
 
 TYPES = {
@@ -274,8 +293,161 @@ def test_tensors_on_two_devices_are_refused():
             TypeError,
             "sparse must be RandomHyperplanes, .* or None, got int",
         ),
+        (lambda: sb.Scatterbrain(None, [sb.LocalWindow(2)]), TypeError, "a tuple of them, .* got list"),
+        (lambda: sb.Scatterbrain(None, ()), ValueError, "a tuple of them, .* got an empty tuple"),
+        (
+            lambda: sb.Scatterbrain(None, (sb.LocalWindow(2), None)),
+            TypeError,
+            r"sparse\[1\] must be a sparse part, got NoneType",
+        ),
+        (
+            lambda: sb.Scatterbrain(None, (sb.LocalWindow(2), sb.AllPairs())),
+            ValueError,
+            "sparse must be AllPairs alone, which leaves the others nothing",
+        ),
+        (
+            lambda: sb.Scatterbrain(sb.PositiveFeatures(), sb.AllPairs()),
+            ValueError,
+            r"low_rank must be None with AllPairs, which leaves it nothing, got PositiveFeatures\(\)",
+        ),
+        (
+            lambda: sb.Scatterbrain(None, sb.AllPairs(), debias=3),
+            ValueError,
+            "debias must be None with AllPairs, which leaves it nothing, got 3",
+        ),
+        (
+            lambda: sb.Scatterbrain(None, sb.LocalWindow(), double_counting=True),
+            ValueError,
+            "double_counting must be False without a low-rank and a sparse part, got True",
+        ),
+        (
+            lambda: sb.Scatterbrain(sb.EluFeatures(), sb.AllPairs(), double_counting=True),
+            ValueError,
+            "low_rank must be None with AllPairs",
+        ),
+        (
+            lambda: sb.Scatterbrain(sb.EluFeatures(), sb.LocalWindow(), 5, double_counting=True),
+            ValueError,
+            "debias must be None with double_counting, whose sums are biased on the support, got 5",
+        ),
+        (
+            lambda: sb.Scatterbrain(sb.EluFeatures(), debias=0),
+            ValueError,
+            "debias must be an int of at least 1 and at most 2147483647, got 0",
+        ),
+        (lambda: sb.Scatterbrain(sb.EluFeatures(), debias=2.0), TypeError, "debias must be .* got float"),
+        (
+            lambda: sb.Scatterbrain(sb.EluFeatures(), sb.LocalWindow(), double_counting=1),
+            TypeError,
+            "double_counting must be True or False, got int",
+        ),
+        (lambda: sb.LocalWindow(0), ValueError, "window must be an int of at least 1 and .*, got 0"),
+        (lambda: sb.LocalWindow(0.5), TypeError, "window must be an int .* or None, got float"),
+        (lambda: sb.GlobalTokens(-1), ValueError, "n_first must be an int of at least 0 and .*, got -1"),
+        (lambda: sb.GlobalTokens(0), ValueError, "n_first, positions and n_queries must not all be empty"),
+        (lambda: sb.GlobalTokens(0, [3]), TypeError, "positions must be a tuple of int, got list"),
+        (
+            lambda: sb.GlobalTokens(0, (3, 1.0)),
+            TypeError,
+            "positions must be a tuple of int, got float in it",
+        ),
+        (lambda: sb.GlobalTokens(0, (3, -1)), ValueError, "positions must not be negative, got -1"),
+        (lambda: sb.GlobalTokens(n_queries=None), TypeError, "n_queries must be an int, got NoneType"),
+        (lambda: sb.RoutedClusters(0.5), ValueError, "entries must be .*at least 1.*, got 0.5"),
+        (lambda: sb.RoutedClusters(float("inf")), ValueError, "entries must be .*, got inf"),
+        (lambda: sb.RoutedClusters("many"), TypeError, "entries must be .*, got str"),
+        (
+            lambda: sb.Scatterbrain(sb.PositiveFeatures(), sb.RoutedClusters()),
+            ValueError,
+            "low_rank must be None with RoutedClusters, which leaves it nothing, got PositiveFeatures",
+        ),
+        (
+            lambda: sb.Scatterbrain(sparse=sb.RoutedClusters(), debias=3),
+            ValueError,
+            "debias must be None with RoutedClusters, which leaves it nothing, got 3",
+        ),
+        (
+            lambda: sb.Scatterbrain(sparse=(sb.LocalWindow(), sb.RoutedClusters())),
+            ValueError,
+            "sparse must be RoutedClusters alone, which leaves the others nothing, got ",
+        ),
+        (
+            lambda: sb.Scatterbrain(sparse=sb.RoutedClusters(), double_counting=True),
+            ValueError,
+            "double_counting must be False without a low-rank and a sparse part, got True",
+        ),
     ],
 )
 def test_parts_check_their_arguments(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in CAUSAL])
+@pytest.mark.parametrize("call", [sb.attention, sb.estimate, sb.attention_vjp])
+def test_parts_that_would_let_the_future_in_are_refused(call, name):
+    with pytest.raises(
+        ValueError, match=r"must not .* where is_causal=True hides some of them from some queries only, got "
+    ):
+        call(**arrays(), method=METHODS[name], is_causal=True)
+    q, k, v = draw_problem(np.random.default_rng(0), 7, 7)
+    reasons = r"where is_causal=True hides some|in decoding, which keeps no state|keeps no state of"
+    with pytest.raises(ValueError, match=reasons):
+        METHODS[name].prefill(q, k, v)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in MASKED])
+@pytest.mark.parametrize("call", [sb.attention, sb.estimate, sb.attention_vjp])
+def test_parts_that_would_let_in_what_a_mask_hides_are_refused(call, name):
+    with pytest.raises(
+        ValueError, match=r"must not .* where attn_mask hides some of them from some queries only, got "
+    ):
+        call(**arrays(), method=METHODS[name], attn_mask=np.tri(6, 7, dtype=bool))
+
+
+def test_a_part_of_a_union_is_named():
+    parts = sb.Scatterbrain(None, (sb.LocalWindow(2), sb.E2LSH(1, 1.0)))
+    with pytest.raises(
+        ValueError, match=r"sparse\[1\] must not take statistics of all queries and keys where "
+    ):
+        sb.attention(**arrays(), method=parts, is_causal=True)
+
+
+@pytest.mark.parametrize("budget", [0.01, 0.3, 0.7])
+def test_the_least_budget_is_enough(budget):
+    """What the message says is accepted, and a little less is not."""
+    parts = sb.Scatterbrain(
+        sb.PositiveFeatures(),
+        (sb.GlobalTokens(3), sb.LocalWindow(), sb.RandomHyperplanes(n_tables=60)),
+        debias=9,
+    )
+    q, k, v = draw_problem(np.random.default_rng(0), 90, 97)
+    with pytest.raises(ValueError, match=r"budget must be at least") as caught:
+        sb.attention(q, k, v, method=parts, budget=budget)
+    least = float(str(caught.value).split()[5].rstrip(","))
+    assert sb.estimate(q, k, v, method=parts, budget=least).cost.fraction <= least
+    with pytest.raises(ValueError, match=f"at least {least:g}, 74 of 97 keys"):
+        sb.attention(q, k, v, method=parts, budget=least - 1e-3)
+
+
+@pytest.mark.parametrize("n_keys", [200, 6000])
+def test_a_budget_below_the_coarsest_clusters_says_the_least(is_causal, n_keys):
+    q, k, v = np.ones((3, n_keys, 1))
+    with pytest.raises(
+        ValueError, match=f"for the coarsest clusters of {n_keys} keys, got 1 entries"
+    ) as told:
+        sb.attention(q, k, v, budget=1e-4, is_causal=is_causal)
+    budget, entries = re.search(r"at least ([\d.e-]+), or entries ([\d.]+), for", str(told.value)).groups()
+    sb.attention(q, k, v, budget=float(budget), is_causal=is_causal)
+    least = sb.Scatterbrain(sparse=sb.RoutedClusters(float(entries)))
+    sb.attention(q, k, v, method=least, is_causal=is_causal)
+    with pytest.raises(ValueError, match=f"or entries {entries}, for"):
+        sb.attention(q, k, v, budget=0.9 * float(budget), is_causal=is_causal)
+
+
+@pytest.mark.parametrize("entries", [None, 5])
+def test_no_state_is_kept_of_clusters(entries):
+    q, k, v = np.ones((3, 100, 2))
+    parts = sb.Scatterbrain(sparse=sb.RoutedClusters(entries))
+    with pytest.raises(ValueError, match=r"sparse must be hashes, AllPairs or None in decoding, .*Routed"):
+        parts.prefill(q, k, v)

@@ -45,6 +45,14 @@ def test_attend_passes_the_mask_on(folder):
     np.testing.assert_allclose(np.load("out.npy"), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_attend_takes_a_mask_of_keys_with_causal(folder):
+    mask = (np.arange(40) >= 7)[None]
+    np.save("mask.npy", mask)
+    assert attend("--causal", "--mask", "mask.npy") == 0
+    expected = sb.attention(*arrays(), is_causal=True, attn_mask=mask)
+    np.testing.assert_array_equal(np.load("out.npy"), expected)
+
+
 def test_attend_passes_grouped_heads_on(folder):
     query, key, value = arrays()
     np.save("k.npy", key[:2])

@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import pytest
 from commands import ATTEND, arrays, attend, listing, mistake, shell
 
 import scatterbrain_core as sb
@@ -39,7 +40,7 @@ def test_compare_prints_a_row_a_method_and_budget_and_writes_the_plot(folder, ca
     out, err = capsys.readouterr()
     cells = [line.split() for line in out.splitlines()[2:]]
     rows = cells[: cells.index([])]
-    methods = [name for name in sb.methods() if name not in ("auto", "exact")]
+    methods = [name for name in sb.methods() if name != "exact"]
     wanted = [["exact", "-"], *([method, budget] for method in methods for budget in ("1/4", "1/2"))]
     assert [row[:2] for row in rows] == wanted
     assert float(rows[0][3]) < 1e-6
@@ -60,6 +61,26 @@ def test_compare_measures_the_errors_of_the_library(folder, capsys):
     row = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("lsh"))
     assert row[3] == f"{error:.2g}"
     assert b"<svg" in Path("plot.svg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("mask", "options", "left_out"),
+    [
+        (None, ["--causal"], "not with --causal: "),
+        (np.tri(40, dtype=bool), ["--mask", "mask.npy"], "not with this --mask: "),
+        (np.ones((1, 40), dtype=bool), ["--mask", "mask.npy"], ""),
+    ],
+)
+def test_compare_leaves_out_what_cannot_take_the_call(folder, capsys, mask, options, left_out):
+    if mask is not None:
+        np.save("mask.npy", mask)
+    arguments = ["compare", "q.npy", "k.npy", "v.npy", "--budget", "1/2", "--seeds", "1", *options]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(left_out)
+    rows = [line.split()[0] for line in out.splitlines() if " 1/2 " in line]
+    assert ("smyrf" in rows) == (not left_out)
+    assert ("reformer" in rows) == (mask is None or len(mask) == 1)
 
 
 def test_arrays_without_a_row_are_no_mistake(folder, capsys):

@@ -11,13 +11,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from libraries import make_library
-from oracle import METHODS, relative_error, tolerance
+from oracle import BY_CONTENT, CAUSAL, METHODS, relative_error, tolerance
+from parts import Segments
 from problems import draw_problem
 
 import scatterbrain_core as sb
 from scatterbrain_core.decoding import calls
 
-ALL = METHODS | {
+# No state is kept of parts by position, and none of an oracle.
+ALL = {
+    name: METHODS[name]
+    for name in BY_CONTENT
+    if name in CAUSAL and not any(isinstance(part, sb.TopKeys) for part in METHODS[name].supports)
+} | {
     "trigonometric": sb.Scatterbrain(sb.TrigonometricFeatures(16)),
     "elu alone": sb.Scatterbrain(sb.EluFeatures()),
     "lsh, limited": sb.Scatterbrain(None, sb.RandomHyperplanes(2, 1, 4)),
@@ -358,3 +364,28 @@ def test_sizes_of_any_integer_type_decode(rng):
     got, state = odd.prefill(q, k, v)
     np.testing.assert_array_equal(got, plain.prefill(q, k, v)[0])
     plain.step(q[:, :1], k[:, :1], v[:, :1], state)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            sb.Scatterbrain(None, sb.LocalWindow(3)),
+            "sparse must be hashes, AllPairs or None in decoding, which",
+        ),
+        (sb.Scatterbrain(None, (sb.RandomHyperplanes(2),) * 2), "sparse must be one part in decoding, which"),
+        (sb.Scatterbrain(Segments()), "low_rank must be a feature map or None in decoding, which"),
+        (
+            sb.Scatterbrain(sb.EluFeatures(), debias=3),
+            "debias must be None and double_counting False in deco",
+        ),
+        (
+            sb.Scatterbrain(sb.EluFeatures(), sb.RandomHyperplanes(2), double_counting=True),
+            "debias must be None and double_counting False in decoding, which keeps no state for them",
+        ),
+    ],
+)
+def test_parts_without_a_state_are_refused(rng, parts, message):
+    q, k, v = draw_problem(rng, 8, 8)
+    with pytest.raises(ValueError, match=message):
+        parts.prefill(q, k, v)

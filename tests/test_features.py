@@ -135,8 +135,8 @@ def test_a_pair_is_a_row_and_its_opposite():
     np.testing.assert_array_equal(W[::2], -W[1::2])
     for features in (sb.PositiveFeatures, sb.TrigonometricFeatures):
         options = {"paired": True} if features is sb.PositiveFeatures else {}
-        assert features(**options).planned(7, 4).n_features == 6
-        assert features(**options).planned(1, 4).n_features == 2
+        assert features(**options).planned(7, 9, 4).n_features == 6
+        assert features(**options).planned(1, 9, 4).n_features == 2
 
 
 @pytest.mark.parametrize("dim", [2, 3, 16])

@@ -44,7 +44,7 @@ FITTED = {
 def codes_of(xp, sparse, query, key, asarray=np.asarray):
     """Codes of the tables of one seed, [(query codes, key codes)], from arrays (H, L, D)."""
     dtype = str(query.dtype).rpartition(".")[2]
-    draws = sparse.draw(Draws(0).hash_generator(), query.shape[-1])
+    draws = sparse.draw(Draws(0).support_generator(), query.shape[-1])
     draws = [asarray(x.astype(dtype)) for x in draws[:-1]]
     return [
         sparse.codes(xp, tuple(x[t, ...] for x in draws), query, key) for t in range(sparse.n_tables or 1)
@@ -208,7 +208,7 @@ def test_cross_polytopes_collide_nearly_as_often_as_gaussian_ones(dim, n_hashes,
     p = sparse.collision_probability(np, query, key)[0]
     n = 2000
     draws = sb.CrossPolytope(n_hashes, n_coordinates, n).draw(
-        Draws(alarms.seeds(1)[0]).hash_generator(), dim
+        Draws(alarms.seeds(1)[0]).support_generator(), dim
     )[0]
     signs = np.moveaxis(draws, 0, -1).astype(float)
     same = np.ones((6, n), dtype=bool)

@@ -8,6 +8,7 @@ from oracle import METHODS
 from problems import draw_problem
 
 import scatterbrain_core as sb
+from scatterbrain_core import presets
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -16,10 +17,10 @@ def test_cost_counts_the_pairs_of_the_support(library, dtype, is_causal, rng, na
     q, k, v = draw_problem(rng, 60, 50, dtype=dtype)
     parts = METHODS[name]
     cost = sb.estimate(*library.arrays(q, k, v), method=parts, is_causal=is_causal).cost
-    rank = 0 if parts.low_rank is None else parts.low_rank.planned(1, q.shape[-1]).n_features
+    rank = 0 if parts.low_rank is None else parts.low_rank.planned(1, 50, q.shape[-1]).rank
     pairs = 0.0
     if parts.sparse is not None:
-        alone = sb.Scatterbrain(None, parts.sparse)
+        alone = sb.Scatterbrain(None, parts.sparse, parts.debias)
         matrix = sb.attention_matrix(
             *library.arrays(q, k), method=alone, is_causal=is_causal, normalize=False
         )
@@ -68,12 +69,12 @@ def test_what_a_part_says_itself_stands(rng):
 
 
 def test_names_and_reprs(rng):
-    q, k, v = draw_problem(rng, 8, 64)
-    assert set(sb.methods()) == {"auto", "exact", "lsh", "performer", "scatterbrain"}
+    q, k, v = draw_problem(rng, 64, 64)
+    assert set(sb.methods()) == {"auto", *presets.PRESETS}
     assert all("arXiv" in line or "STOC" in line for name, line in sb.methods().items() if name != "auto")
     for name in sb.methods():
         est = sb.estimate(q, k, v, method=name)
-        assert est.method == ("scatterbrain" if name == "auto" else name)
+        assert est.method == name
         assert eval(repr(est.parts), vars(sb)) == est.parts
     parts = sb.Scatterbrain(sb.PositiveFeatures(2))
     est = sb.estimate(q, k, v, method=parts)
@@ -83,21 +84,34 @@ def test_names_and_reprs(rng):
 
 def test_a_generator_moves_on_and_a_seed_stays(rng):
     q, k, v = draw_problem(rng, 30, 30)
-    first, second = (sb.attention(q, k, v, seed=7) for _ in range(2))
+
+    def run(seed):
+        return sb.estimate(q, k, v, method="scatterbrain", seed=seed)
+
+    first, second = (run(7).output for _ in range(2))
     np.testing.assert_array_equal(first, second)
-    assert (sb.attention(q, k, v, seed=8) != first).any()
+    assert (run(8).output != first).any()
     generator = np.random.default_rng(7)
-    moved = [sb.estimate(q, k, v, seed=generator) for _ in range(2)]
+    moved = [run(generator) for _ in range(2)]
     assert (moved[0].output != moved[1].output).any()
     for est in moved:  # what a generator gave is an int that gives it again
         assert isinstance(est.seed, int)
-        np.testing.assert_array_equal(sb.estimate(q, k, v, seed=est.seed).output, est.output)
-    assert sb.estimate(q, k, v, seed=7).seed == 7
-    np.testing.assert_array_equal(sb.attention(q, k, v, seed=np.int64(7)), first)
+        np.testing.assert_array_equal(run(est.seed).output, est.output)
+    assert run(7).seed == 7
+    np.testing.assert_array_equal(run(np.int64(7)).output, first)
+
+
+def test_no_two_streams_are_one():
+    draws = sb.random.Draws(5)
+    streams = [draws.feature_generator(), draws.columns_generator()]
+    streams += [draws.support_generator(number) for number in range(3)]
+    assert len({float(stream.random()) for stream in streams}) == 5
+    first, again = (draws.support_generator(2).random(4) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
 
 
 def test_the_global_generator_is_left_alone(rng):
     q, k, v = draw_problem(rng, 10, 20)
     before = np.random.get_state()[1].copy()  # noqa: NPY002
-    sb.attention(q, k, v)
+    sb.attention(q, k, v, method="scatterbrain")
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002

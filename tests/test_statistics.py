@@ -260,7 +260,7 @@ def test_the_closed_forms_are_those_of_the_paper():
 def test_the_draws_of_the_two_parts_are_independent_and_standard_normal():
     runs = [sb.random.Draws(seed) for seed in alarms.seeds(40)]
     features = np.concatenate([run.feature_generator().standard_normal(1000) for run in runs])
-    hashes = np.concatenate([run.hash_generator().standard_normal(1000) for run in runs])
+    hashes = np.concatenate([run.support_generator().standard_normal(1000) for run in runs])
     alarms.compare_uniform("draws are normal", "features", stats.norm.cdf(features))
     alarms.compare_uniform("draws are normal", "hashes", stats.norm.cdf(hashes))
     n = features.size

@@ -300,7 +300,7 @@ def test_what_is_not_finite_spreads_without_the_check():
         ({"value": "v"}, TypeError, "value must be an array"),
         ({"method": "exakt"}, ValueError, "the nearest: 'exact'"),
         ({"budget": 2}, ValueError, r"budget must be in \(0, 1\]"),
-        ({"is_causal": True, "attn_mask": np.ones((6, 7), dtype=bool)}, ValueError, "got both"),
+        ({"is_causal": True, "attn_mask": np.ones((6, 7), dtype=bool)}, ValueError, "a mask of pairs"),
         ({"query": np.full((2, 6, 4), np.nan)}, ValueError, "query must be finite"),
         ({"seed": -1}, ValueError, "seed must not be negative"),
     ],

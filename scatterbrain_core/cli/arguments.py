@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 EPILOG = "Every command has its own --help."
 BUDGETS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+# Ours, the paper's, and the two halves of the paper's.
+DEMO_METHODS = ("auto", "scatterbrain", "performer", "lsh")
 LONGEST_FRACTION, MOST_DIGITS, LONGEST_ECHO = 40, 100, 40
 
 
@@ -71,7 +73,7 @@ def _lazily(name: str) -> Callable[[argparse.Namespace], int]:
 
 
 def _demo(demo: Parser) -> None:
-    _sweep(demo)
+    _sweep(demo, " ".join(DEMO_METHODS))
     demo.add_argument(
         "--text", metavar="FILE", type=filename, help="a text in UTF-8 (default: the bundled one)"
     )
@@ -80,7 +82,7 @@ def _demo(demo: Parser) -> None:
 
 def _compare(compare: Parser) -> None:
     _inputs(compare)
-    _sweep(compare)
+    _sweep(compare, "all that can take such a call")
     _plot(compare)
 
 
@@ -110,13 +112,12 @@ def _inputs(command: Parser) -> None:
     for name, shape in (("query", "(..., Lq, D)"), ("key", "(..., Lk, D)"), ("value", "(..., Lk, Dv)")):
         metavar = f"{name[0].upper()}.npy"
         command.add_argument(name, metavar=metavar, type=filename, help=f"the {name}, {shape}")
-    hiding = command.add_mutually_exclusive_group()
-    hiding.add_argument("--causal", action="store_true", help="a query sees the keys up to its own place")
-    hiding.add_argument(
+    command.add_argument("--causal", action="store_true", help="a query sees the keys up to its own place")
+    command.add_argument(
         "--mask",
         metavar="MASK.npy",
         type=filename,
-        help="booleans, True = may attend; not with --causal, whose part the mask can hold",
+        help="booleans, True = may attend; with --causal one of keys (..., 1, Lk) or of queries (..., Lq, 1)",
     )
     command.add_argument(
         "--scale", metavar="X", type=finite, help="factor of the dot products (default: 1/sqrt(D))"
@@ -124,7 +125,7 @@ def _inputs(command: Parser) -> None:
     command.add_argument("--gqa", action="store_true", help="the query has a multiple of the key's heads")
 
 
-def _sweep(command: Parser) -> None:
+def _sweep(command: Parser, default: str) -> None:
     command.add_argument(
         "--budget",
         metavar="B",
@@ -137,8 +138,7 @@ def _sweep(command: Parser) -> None:
         "--method",
         metavar="M",
         action="append",
-        help="may be repeated (default: all but `exact`, which is the reference row of every table, and "
-        "`auto`, which is one of the others)",
+        help=f"may be repeated (default: {default}); `exact` is the reference row of every table",
         dest="methods",
     )
     command.add_argument(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,10 +26,11 @@ from scatterbrain_core.cli.measure import (
 from scatterbrain_core.cli.plot import Panel, plot_path, write_plot
 from scatterbrain_core.cli.reading import reading
 from scatterbrain_core.cli.sweep import Problem, sweep
+from scatterbrain_core.presets import PRESETS
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 HEADER = ("method", "budget", "used", "error", "time", "peak memory")
 PANELS = (
@@ -51,11 +53,27 @@ def run(arguments: argparse.Namespace) -> int:
         # The reference is cast to float64, so that the library must see the arrays as they are first.
         sb.attention(*operands, method=EXACT, **options)
         exactly = sb.attention(*(x.astype(np.float64) for x in operands), method=EXACT, **options)
+        methods = methods if arguments.methods else _able(methods, options)
         problem = Problem([operands], [exactly], options)
         rows = _rows(arguments, methods, problem)
     _print(rows, arguments.seeds)
     write_plot(picture, rows, PANELS, f"query {operands[0].shape}, key {operands[1].shape}")
     return 0
+
+
+def _able(methods: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    """Return the methods that take such a call, and tell which of them do not."""
+    mask = options["attn_mask"]
+    if options["is_causal"]:
+        name, reason = "--causal", attrgetter("reason_not_causal")
+    elif mask is not None and mask.ndim > 1 and min(mask.shape[-2:]) > 1:
+        name, reason = "this --mask", attrgetter("reason_not_masked")
+    else:
+        return list(methods)
+    able = [method for method in methods if not any(map(reason, PRESETS[method].method.parts.values()))]
+    if len(able) < len(methods):
+        say(f"not with {name}: {', '.join(method for method in methods if method not in able)}")
+    return able
 
 
 def _rows(arguments: argparse.Namespace, methods: Sequence[str], problem: Problem) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import scatterbrain_core as sb
-from scatterbrain_core.cli.arguments import BUDGETS
+from scatterbrain_core.cli.arguments import BUDGETS, DEMO_METHODS
 from scatterbrain_core.cli.console import plural, say, table
 from scatterbrain_core.cli.errors import library_errors
 from scatterbrain_core.cli.files import check_outputs
@@ -18,7 +18,6 @@ from scatterbrain_core.cli.material import Attention, Embed, Material, find_mate
 from scatterbrain_core.cli.measure import (
     Array,
     Row,
-    approximations,
     can_hold_threads,
     check_methods,
     dense_attention,
@@ -45,7 +44,7 @@ COSINE = Panel(
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure every method at every budget on the model, print the table and write the plot."""
-    methods = arguments.methods or approximations()
+    methods = arguments.methods or DEMO_METHODS
     check_methods(methods)
     picture = plot_path(arguments.output, "scatterbrain-demo.png")
     check_outputs({"--output": picture}, {} if arguments.text is None else {"--text": arguments.text})

@@ -84,8 +84,8 @@ class Row:
 
 
 def approximations() -> list[str]:
-    """Return the library's methods but exact attention and ``auto``, which is one of the others."""
-    return [name for name in sb.methods() if name not in (EXACT, "auto")]
+    """Return the library's methods but exact attention."""
+    return [name for name in sb.methods() if name != EXACT]
 
 
 def check_methods(methods: Iterable[str]) -> None:

@@ -108,9 +108,9 @@ def _draw_panel(axis: Axes, rows: Sequence[Row], panel: Panel) -> None:
         _draw_line(axis, line, panel, method, colour, marker)
     if panel.show_exact:
         axis.axhline(panel.centre(exact), color="0.35", linestyle="--", linewidth=1.2, label=EXACT)
-    _label_axes(axis, sorted({row.budget for row in others if row.budget is not None}), panel.label)
+    label_axes(axis, sorted({row.budget for row in others if row.budget is not None}), panel.label)
     if panel.log and any(panel.centre(row) > 0 for row in others):
-        _log_scale(axis)
+        log_scale(axis)
 
 
 def _draw_line(axis: Axes, rows: Sequence[Row], panel: Panel, method: str, colour: str, marker: str) -> None:
@@ -120,7 +120,8 @@ def _draw_line(axis: Axes, rows: Sequence[Row], panel: Panel, method: str, colou
     axis.fill_between(budgets, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _label_axes(axis: Axes, budgets: Sequence[float], label: str) -> None:
+def label_axes(axis: Axes, budgets: Sequence[float], label: str) -> None:
+    """Put the budgets, as fractions, on a logarithmic axis, and `label` on the other."""
     axis.set_xscale("log", base=2)
     axis.set_xticks(budgets, [share(budget) for budget in budgets])
     axis.set_xticks([], minor=True)
@@ -130,7 +131,8 @@ def _label_axes(axis: Axes, budgets: Sequence[float], label: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _log_scale(axis: Axes) -> None:
+def log_scale(axis: Axes) -> None:
+    """Make the vertical axis logarithmic, with ticks that can be read."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     axis.set_yscale("log")

@@ -27,7 +27,7 @@ class Cache:
         if isinstance(context.parts.sparse, Hashing):
             shapes["code"] = (context.parts.sparse.n_tables or 1, heads, "n")
         if context.parts.low_rank is not None:
-            is_positive = context.parts.low_rank.kernel.is_positive
+            is_positive = context.parts.low_rank.is_positive
             shapes["feature"] = (heads, "n", context.parts.rank + (0 if is_positive else 1))
         return shapes
 

@@ -25,12 +25,13 @@ from scatterbrain_core.decoding.state import (
 )
 from scatterbrain_core.decoding.sums import Sums
 from scatterbrain_core.estimator import attend, draw
+from scatterbrain_core.low_rank import FeatureMap
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.normalization import normalize
-from scatterbrain_core.planning import check_fitted, plan
+from scatterbrain_core.planning import check_masked, plan
 from scatterbrain_core.problem import Problem, largest_entry, make_problem, resolve_scale
 from scatterbrain_core.random import Draws
-from scatterbrain_core.sparse import Hashing
+from scatterbrain_core.sparse import AllPairs, Hashing
 from scatterbrain_core.tiles import integers
 
 # Up to so many buckets of one table the far field is kept as a feature state a bucket: more cost more memory
@@ -59,8 +60,10 @@ def prefill(
     problem = _problem(query, key, value, check_finite=check_finite, **facts)
     if 0 in (problem.n_heads, problem.n_keys):
         raise ValueError(f"query must hold at least one head and one token, got shape {tuple(query.shape)}")
-    check_fitted(problem, method)
-    parts = plan(method, budget, _planned_length(length, problem.n_keys), problem.query.shape[-1])
+    check_masked(problem, method)
+    _check_kept(method)
+    n_tokens = _planned_length(length, problem.n_keys)
+    parts = plan(method, budget, n_tokens, n_tokens, problem.query.shape[-1])
     draws = Draws(seed)
     facts["scale"] = resolve_scale(scale, query)
     configuration = configure(method, parts, query, key, value, seed=draws.seed, **facts)
@@ -100,6 +103,29 @@ def _problem(query: Any, key: Any, value: Any, **facts: Any) -> Problem:
     if facts["check_finite"]:
         _check_values(problem)
     return problem
+
+
+def _check_kept(method: Scatterbrain) -> None:
+    """Raise where no state is kept for a method."""
+    if isinstance(method.sparse, tuple):
+        raise ValueError(
+            f"sparse must be one part in decoding, which keeps no state of a union, got {method}"
+        )
+    if not isinstance(method.sparse, Hashing | AllPairs | None):
+        raise ValueError(
+            "sparse must be hashes, AllPairs or None in decoding, which keeps no state of others, "
+            f"got {method}"
+        )
+    if not isinstance(method.low_rank, FeatureMap | None):
+        raise ValueError(
+            "low_rank must be a feature map or None in decoding, which keeps no state of others, "
+            f"got {method}"
+        )
+    if method.debias is not None or method.double_counting:
+        raise ValueError(
+            "debias must be None and double_counting False in decoding, which keeps no state for them, "
+            f"got {method}"
+        )
 
 
 def _planned_length(length: Any, n_keys: int) -> int:

@@ -9,10 +9,11 @@ from typing import Protocol
 from scatterbrain_core._typing import Array
 from scatterbrain_core.decoding.state import State
 from scatterbrain_core.estimator import Projections
+from scatterbrain_core.low_rank import Features
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.normalization import Partial
 from scatterbrain_core.problem import Problem
-from scatterbrain_core.rows import Features, make_features, with_weights
+from scatterbrain_core.rows import with_weights
 from scatterbrain_core.sparse import Hashing
 from scatterbrain_core.tiles import integers
 
@@ -63,12 +64,12 @@ class Context:
     def features(self) -> Features:
         """Features of the new queries and keys, all heads."""
         assert self.parts.low_rank is not None
-        return make_features(self.problem, self.parts.low_rank, self.projections.features)
+        return self.parts.low_rank.features(self.problem, self.projections.features)
 
     @cached_property
     def codes(self) -> list[tuple[Array, Array]]:
         """Codes of the new queries (H, t) and keys (H, t) in each table."""
-        problem, hashing, draws = self.problem, self.parts.sparse, self.projections.hashes
+        problem, hashing, (draws,) = self.problem, self.parts.sparse, self.projections.supports
         assert isinstance(hashing, Hashing)
         constant = problem.backend.stop_gradient
         query, key = constant(problem.query), constant(problem.key)

@@ -12,20 +12,21 @@ from scatterbrain_core._typing import Array
 from scatterbrain_core.decoding.cache import grow, in_chunks, latest, own_rows, past_of, values_of
 from scatterbrain_core.decoding.context import Context, concat_tokens
 from scatterbrain_core.decoding.state import State
-from scatterbrain_core.estimator import support_tables
+from scatterbrain_core.estimator import lay_out
 from scatterbrain_core.far_field import feature_states
+from scatterbrain_core.low_rank import FeatureMap
 from scatterbrain_core.normalization import (
     Partial,
     finite,
+    last_of_segments,
     merge,
     running_merge,
-    select,
     softmax_partial,
 )
-from scatterbrain_core.planning import tile_shape
 from scatterbrain_core.rows import Rows, exact_weights, make_rows, with_weights
 from scatterbrain_core.sparse import Hashing
-from scatterbrain_core.tiles import Table, cut, gather, integers, longest_run
+from scatterbrain_core.tables import HashTable
+from scatterbrain_core.tiles import cut, gather, integers, longest_run
 
 
 class Leaves:
@@ -49,9 +50,10 @@ class Leaves:
 
     def start(self, context: Context) -> State:
         """Cache of the tokens, and states of the buckets they fall into."""
-        table = support_tables(context.problem, context.parts, context.projections)
-        assert table is not None
-        states = _bucket_states(context, table[0])
+        layout = lay_out(context.problem, context.parts, context.projections)
+        table = None if layout.tables is None else layout.tables[0]
+        assert isinstance(table, HashTable)
+        states = _bucket_states(context, table)
         return self._cache(context) | {"leaf_ref": states.ref, "leaf_acc": states.acc}
 
     def advance(self, context: Context, state: State) -> tuple[Partial, State]:
@@ -102,11 +104,11 @@ def _n_states(context: Context) -> int:
     return hashing.n_buckets * (1 if hashing.max_bucket is None else 2)
 
 
-def _bucket_states(context: Context, table: Table) -> Partial:
+def _bucket_states(context: Context, table: HashTable) -> Partial:
     """States of all buckets of a first call, shape (Hk, W, m)."""
     problem, xp = context.problem, context.problem.xp
     limit, bucket = _hashing(context).max_bucket, table.sorted.key_bucket
-    rows = make_rows(problem, tile_shape(problem, context.parts), context.features)
+    rows = make_rows(problem, context.features)
     if limit is None:
         return _by_head(context, _states_of(context, rows, table, bucket, 1))
     stop = xp.searchsorted(bucket, bucket, side="right")
@@ -118,19 +120,15 @@ def _bucket_states(context: Context, table: Table) -> Partial:
     return Partial(xp.concat([every.ref, old.ref], axis=1), xp.concat([every.acc, old.acc], axis=1))
 
 
-def _states_of(context: Context, rows: Rows, table: Table, group: Array, per_bucket: int) -> Partial:
+def _states_of(context: Context, rows: Rows, table: HashTable, group: Array, per_bucket: int) -> Partial:
     """States of groups of sorted keys, ascending numbers `group` by slot: shape (H * buckets * groups, m)."""
     problem, xp = context.problem, context.problem.xp
-    blocks = cut(xp, table.sorted.key_order, group, rows.tile[1])
+    blocks = cut(xp, table.key_order, group, table.tile[1])
     segment = xp.take(group, blocks.first)
     states = feature_states(problem.backend, rows, blocks)
     running = running_merge(problem.backend, states, segment, longest_run(xp, segment))
-    numbers = integers(xp, problem.n_heads * _hashing(context).n_buckets * per_bucket, segment)
-    last = xp.searchsorted(segment, numbers, side="right") - 1
-    block = xp.maximum(last, 0)
-    exists = (last >= 0) & (xp.take(segment, block) == numbers)
-    chosen = Partial(gather(xp, running.ref, block), gather(xp, running.acc, block))
-    return select(problem.backend, xp.broadcast_to(exists[:, None], chosen.ref.shape), chosen)
+    n_groups = problem.n_heads * _hashing(context).n_buckets * per_bucket
+    return last_of_segments(problem.backend, running, segment, n_groups)
 
 
 def _by_head(context: Context, states: Partial) -> Partial:
@@ -173,7 +171,7 @@ def _aged(context: Context, states: Partial, grown: State, last: int) -> Partial
     )
     value = with_weights(xp, value, key)
     low_rank = context.parts.low_rank
-    assert low_rank is not None
+    assert isinstance(low_rank, FeatureMap)
     feature = low_rank.key_rows(xp, context.projections.features, None, key)
     part = low_rank.kernel.states(context.problem.backend, feature, value)
     return _added(context, states, code[:, -1] + hashing.n_buckets, part, xp.any(pushed, axis=-1))

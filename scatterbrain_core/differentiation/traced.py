@@ -60,7 +60,7 @@ class Traced:
         return device(self.value)
 
     def __getitem__(self, key: Any) -> Any:
-        return _recorded("indexing", operator.getitem, (get_item,), (self, key))
+        return recorded("indexing", operator.getitem, (get_item,), (self, key))
 
     def __add__(self, other: Any) -> Any:
         return _operator("add", self, other)
@@ -175,12 +175,12 @@ def _function(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def spread(*arrays: Any, **keywords: Any) -> Any:
             return function(list(arrays), **keywords)
 
-        return _recorded(name, spread, rules_of_list(name, len(arrays)), arrays, keywords)
+        return recorded(name, spread, rules_of_list(name, len(arrays)), arrays, keywords)
 
     def of_arrays(*arguments: Any, **keywords: Any) -> Any:
         if name in CONSTANT:
             arguments = tuple(map(constant, arguments))
-        return _recorded(name, function, RULES.get(name, ()), arguments, keywords)
+        return recorded(name, function, RULES.get(name, ()), arguments, keywords)
 
     return of_list if name in RULES_OF_LISTS else of_arrays
 
@@ -196,10 +196,10 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
 
 
 def _operator(name: str, *arguments: Any) -> Any:
-    return _recorded(name, _OPERATORS[name], RULES[name], arguments)
+    return recorded(name, _OPERATORS[name], RULES[name], arguments)
 
 
-def _recorded(
+def recorded(
     name: str,
     function: Callable[..., Any],
     rules: Sequence[Rule | None],

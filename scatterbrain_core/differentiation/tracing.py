@@ -7,7 +7,14 @@ from typing import Any
 
 from scatterbrain_core.backend import Arrays, Backend
 from scatterbrain_core.differentiation.tape import Node, Tape, leaf
-from scatterbrain_core.differentiation.traced import Traced, constant, is_variable, traced_namespace, untraced
+from scatterbrain_core.differentiation.traced import (
+    Traced,
+    constant,
+    is_variable,
+    recorded,
+    traced_namespace,
+    untraced,
+)
 
 
 class TracingBackend(Backend):
@@ -40,6 +47,15 @@ class TracingBackend(Backend):
         if is_variable(reference) or (is_variable(logits) and not self.tape.is_paused):
             return self.xp.exp(logits - reference)
         return Traced(self.base.exp_below(logits.value, untraced(reference)), self.tape, logits.node)
+
+    def segment_sum(self, rows: Any, segment: Any, n_segments: int) -> Any:
+        """Sums of rows by segment, recorded: a row gets the cotangent of its segment."""
+        segment = untraced(segment)
+
+        def sums(x: Any) -> Any:
+            return self.base.segment_sum(x, segment, n_segments)
+
+        return recorded("segment_sum", sums, (lambda xp, *_: lambda g: xp.take(g, segment, axis=0),), (rows,))
 
     def checkpoint(
         self, function: Callable[[], Arrays], terms: Callable[[], Iterable[Arrays]] | None = None

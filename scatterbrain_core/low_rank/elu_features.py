@@ -29,6 +29,7 @@ class EluFeatures(FeatureMap):
     """
 
     is_random: ClassVar[bool] = False
+    has_error: ClassVar[bool] = False
     kernel: ClassVar[PositiveKernel] = PositiveKernel()
 
     @property
@@ -36,19 +37,14 @@ class EluFeatures(FeatureMap):
         """False: the rank is D, whatever the budget."""
         return False
 
-    def planned(self, rank: int, dim: int) -> EluFeatures:
+    def planned(self, rank: int, n_keys: int, dim: int) -> EluFeatures:
         """The same map with the rank D."""
-        del rank
+        del rank, n_keys
         if self.n_features not in (None, dim):
             raise ValueError(
                 f"n_features of EluFeatures must be the last axis of query, {dim}, got {self.n_features}"
             )
         return replace(self, n_features=dim)
-
-    def draw(self, generator: Any, dim: int) -> tuple[Any, ...]:
-        """Nothing."""
-        del generator, dim
-        return ()
 
     def query_rows(self, xp: Namespace, drawn: tuple[Array, ...], fitted: Any, x: Array) -> Array:
         """log(elu(x) + 1), which is x below 0 and log(1 + x) above."""

@@ -1,46 +1,20 @@
-"""What every feature map gives, and what its rows are to the tiles."""
+"""Feature maps: low-rank parts whose features of a row are a function of it, and of statistics if any."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Protocol
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
-from scatterbrain_core._checks import set_count
+from scatterbrain_core._checks import STATISTICS, set_count
 from scatterbrain_core._typing import Array, Namespace
-from scatterbrain_core.backend import Backend
-from scatterbrain_core.normalization import Partial
-
-
-class Kernel(Protocol):
-    """How feature rows of queries and keys become weights φ(q)·φ(k). Rows are opaque to the tiles."""
-
-    is_positive: bool
-
-    def group(self, xp: Namespace, rows: Array, features: slice) -> Array:
-        """Rows with some of the features alone."""
-        ...
-
-    def hide(self, xp: Namespace, rows: Array, visible: Array) -> Array:
-        """Rows whose weights are zero where `visible`, shape (..., L), is False."""
-        ...
-
-    def states(self, backend: Backend, key: Array, weighted_values: Array) -> Partial:
-        """For feature c the sum of φ_c(k_j) (v_j, 1) over the keys (..., n, ·): `ref` of shape (..., m)."""
-        ...
-
-    def apply(self, backend: Backend, query: Array, states: Partial) -> Partial:
-        """Sums of φ(q)·φ(k_j) (v_j, 1) for queries (..., Lq, ·), from states with `ref` (..., m)."""
-        ...
-
-    def pairs(self, backend: Backend, query: Array, key: Array, visible: Array) -> tuple[Array, Array | None]:
-        """Weights of all pairs as exp(logit) or exp(logit) * factor; logit -inf where not visible."""
-        ...
+from scatterbrain_core.low_rank.low_rank import Features, Kernel, LowRank
+from scatterbrain_core.problem import Problem
 
 
 @dataclass(frozen=True, repr=False)
-class FeatureMap(ABC):
-    """Base of all feature maps.
+class FeatureMap(LowRank):
+    """Base of all feature maps: features of a query or key are a function of it and of the draws.
 
     Parameters
     ----------
@@ -51,6 +25,7 @@ class FeatureMap(ABC):
     n_features: int | None = None
 
     is_random: ClassVar[bool] = True
+    has_error: ClassVar[bool] = True
     kernel: ClassVar[Kernel]
 
     def __post_init__(self) -> None:
@@ -60,11 +35,6 @@ class FeatureMap(ABC):
                 f"n_features must be even, two features a row of W, got {self.n_features} for "
                 f"{type(self).__name__}"
             )
-
-    def __repr__(self) -> str:
-        """The call that makes it, without what is left at its default."""
-        stated = [f for f in fields(self) if getattr(self, f.name) != f.default]
-        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in stated)})"
 
     @property
     def unit(self) -> int:
@@ -81,16 +51,39 @@ class FeatureMap(ABC):
         """Whether the rank is left to the budget."""
         return self.n_features is None
 
-    def planned(self, rank: int, dim: int) -> FeatureMap:
+    @property
+    def rank(self) -> int:
+        """m, the number of features; 0 before it is planned."""
+        return self.n_features or 0
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether all features are positive."""
+        return self.kernel.is_positive
+
+    @property
+    def reason_not_causal(self) -> str | None:
+        """Statistics, where it takes any."""
+        return STATISTICS if self.is_fitted else None
+
+    def planned(self, rank: int, n_keys: int, dim: int) -> Self:
         """The same map with its rank chosen: `n_features` if given, else `rank`."""
-        del dim
+        del n_keys, dim
         if self.n_features is not None:
             return self
         return replace(self, n_features=max(self.unit, rank - rank % self.unit))
 
-    @abstractmethod
-    def draw(self, generator: Any, dim: int) -> tuple[Any, ...]:
-        """Host arrays that the map draws, from NumPy's generator."""
+    def features(self, problem: Problem, drawn: tuple[Array, ...]) -> Features:
+        """Features of all queries and keys of a problem; statistics are constants."""
+        xp, constant = problem.xp, problem.backend.stop_gradient
+        fitted = self.fit(
+            xp, constant(problem.query), constant(problem.key), problem.row_mask, problem.key_mask
+        )
+        query = self.query_rows(xp, drawn, fitted, problem.query)
+        key = self.key_rows(xp, drawn, fitted, problem.key)
+        if problem.key_mask is not None:
+            key = self.kernel.hide(xp, key, problem.key_mask)
+        return Features(query, key, self.kernel)
 
     def fit(
         self, xp: Namespace, query: Array, key: Array, row_mask: Array | None, key_mask: Array | None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import Backend
+from scatterbrain_core.low_rank.low_rank import Features
 from scatterbrain_core.normalization import Partial, finite, softmax_partial
 
 
@@ -15,14 +17,14 @@ class PositiveKernel:
 
     is_positive = True
 
-    def group(self, xp: Namespace, rows: Array, features: slice) -> Array:
+    def group(self, xp: Namespace, rows: Features, features: slice) -> Features:
         """Rows with some of the features alone."""
         del xp
-        return rows[..., features]
+        return replace(rows, query=rows.query[..., features], key=rows.key[..., features])
 
-    def hide(self, xp: Namespace, rows: Array, visible: Array) -> Array:
+    def hide(self, xp: Namespace, key: Array, visible: Array) -> Array:
         """Rows with -inf where not visible."""
-        return xp.where(visible[..., None], rows, -math.inf)
+        return xp.where(visible[..., None], key, -math.inf)
 
     def states(self, backend: Backend, key: Array, weighted_values: Array) -> Partial:
         """Feature c is a virtual key for all queries, with logit `ref` and value `acc`."""
@@ -43,13 +45,16 @@ class SignedKernel:
 
     is_positive = False
 
-    def group(self, xp: Namespace, rows: Array, features: slice) -> Array:
+    def group(self, xp: Namespace, rows: Features, features: slice) -> Features:
         """Rows with some of the features alone."""
-        return xp.concat([rows[..., :1], rows[..., 1:][..., features]], axis=-1)
+        query, key = (
+            xp.concat([x[..., :1], x[..., 1:][..., features]], axis=-1) for x in (rows.query, rows.key)
+        )
+        return replace(rows, query=query, key=key)
 
-    def hide(self, xp: Namespace, rows: Array, visible: Array) -> Array:
+    def hide(self, xp: Namespace, key: Array, visible: Array) -> Array:
         """Rows with scale -inf where not visible."""
-        return xp.concat([xp.where(visible[..., None], rows[..., :1], -math.inf), rows[..., 1:]], axis=-1)
+        return xp.concat([xp.where(visible[..., None], key[..., :1], -math.inf), key[..., 1:]], axis=-1)
 
     def states(self, backend: Backend, key: Array, weighted_values: Array) -> Partial:
         """Sums of signed features, all with the reference of the scales."""

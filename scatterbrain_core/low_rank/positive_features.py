@@ -108,8 +108,9 @@ class PositiveFeatures(FeatureMap):
         """Whether it takes statistics of all queries and keys of a head."""
         return self.centred or self.whitened or self.rho == "optimal"
 
-    def draw(self, generator: Any, dim: int) -> tuple[Any, ...]:
+    def draw(self, generator: Any, dim: int, n_keys: int = 0) -> tuple[Any, ...]:
         """W, shape (m, dim), on the host; of a pair, -w stands behind w."""
+        del n_keys
         n = require_rank(self.n_features) // self.unit
         projections = normal_rows(generator, n, dim, self.rows)
         if self.paired:

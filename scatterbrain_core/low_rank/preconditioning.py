@@ -108,7 +108,7 @@ def _balance(xp: Namespace, second_query: Array, second_key: Array) -> tuple[Arr
         for scale in (_trace(xp, second) for second in (second_query, second_key))
     ]
     query, key = (
-        _regular(xp, xp.astype(second / scale, _double(xp, second)))
+        _regular(xp, xp.astype(second / scale, double(xp, second)))
         for second, scale in zip((second_query, second_key), scales, strict=True)
     )
     transform, inverse = _root_of_mean(xp, query, key)
@@ -134,7 +134,7 @@ def _root_of_mean(xp: Namespace, query: Array, key: Array) -> tuple[Array, Array
     return xp.matmul(vectors * values, transposed), xp.matmul(vectors / values, transposed)
 
 
-def _double(xp: Namespace, x: Array) -> Any:
+def double(xp: Namespace, x: Array) -> Any:
     """float64 where the device of `x` has it, else the dtype of `x`."""
     dtypes = xp.__array_namespace_info__().dtypes(device=device(x), kind="real floating")
     return dtypes.get("float64", x.dtype)

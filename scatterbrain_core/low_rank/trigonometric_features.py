@@ -43,8 +43,9 @@ class TrigonometricFeatures(FeatureMap):
         """A cosine and a sine."""
         return 2
 
-    def draw(self, generator: Any, dim: int) -> tuple[Any, ...]:
+    def draw(self, generator: Any, dim: int, n_keys: int = 0) -> tuple[Any, ...]:
         """W, shape (m/2, dim), on the host."""
+        del n_keys
         return (normal_rows(generator, require_rank(self.n_features) // 2, dim, "independent"),)
 
     def query_rows(self, xp: Namespace, drawn: tuple[Array, ...], fitted: Any, x: Array) -> Array:

@@ -119,10 +119,11 @@ class CrossPolytope(Hashing):
         share = max(n_hashes, 1)
         return n_hashes, 2 ** (min(max(1, round(bits / share)), most, MAX_BITS // share) - 1)
 
-    def draw(self, generator: Any, dim: int) -> tuple[Any, ...]:
+    def draw(self, generator: Any, dim: int, n_queries: int = 0, n_keys: int = 0) -> tuple[Any, ...]:
         """Signs of the rotations, shape (T, K, 3, D'), and directions of the cuts, shape (T, dim)."""
+        del n_queries, n_keys
         assert self.n_tables is not None
-        signs = generator.integers(0, 2, (self.n_tables, self.n_hashes, 3, padded_axes(dim))) * 2 - 1
+        signs = generator.integers(0, 2, (self.n_tables, self.n_hashes, 3, padded_axes(dim))) * 2.0 - 1
         return signs, generator.standard_normal((self.n_tables, dim))
 
     def codes(self, xp: Namespace, draws: tuple[Array, ...], query: Array, key: Array) -> tuple[Array, Array]:

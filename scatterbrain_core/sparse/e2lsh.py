@@ -123,8 +123,9 @@ class E2LSH(Hashing):
         least = REACH / (2 ** (MAX_BITS // share - 1) - 1)
         return n_hashes, max(ENTROPY_WIDTH * 2.0 ** (-bits / share), least)
 
-    def draw(self, generator: Any, dim: int) -> tuple[Any, ...]:
+    def draw(self, generator: Any, dim: int, n_queries: int = 0, n_keys: int = 0) -> tuple[Any, ...]:
         """a, shape (T, K, dim + 2); b/w, shape (T, K); directions of the cuts, shape (T, dim)."""
+        del n_queries, n_keys
         assert self.n_tables is not None
         normals = generator.standard_normal((self.n_tables, self.n_hashes, dim + 2))
         shifts = generator.random((self.n_tables, self.n_hashes))
@@ -144,8 +145,7 @@ class E2LSH(Hashing):
         if not self.n_hashes:
             return join_digits(xp, x, (), 0)
         assert self.width is not None
-        root = xp.sqrt(xp.maximum(1 - xp.sum(x * x, axis=-1), 0.0))[..., None]
-        projections = xp.matmul(x, xp.matrix_transpose(normals)) + root * last
+        projections = xp.matmul(x, xp.matrix_transpose(normals)) + lift(xp, x)[..., None] * last
         half = 2 ** (self._hash_bits - 1)
         cells = xp.clip(xp.floor(projections / self.width + shifts) + half, 0, 2 * half - 1)
         cells = xp.where(xp.isnan(cells), 0.0, cells)
@@ -153,11 +153,7 @@ class E2LSH(Hashing):
 
     def _radius(self, xp: Namespace, query: Array, key: Array) -> Any:
         """R of every head, shape (..., 1, 1), or the one that is stated."""
-        if self.radius is not None:
-            return self.radius
-        squares = [xp.max(xp.sum(x * x, axis=-1), axis=-1)[..., None, None] for x in (query, key)]
-        total = squares[0] + squares[1]
-        return xp.sqrt(xp.where(total > 0, total, 1.0))
+        return fitted_radius(xp, query, key) if self.radius is None else self.radius
 
     def one_table_probability(self, xp: Namespace, query: Array, key: Array) -> Array:
         r""":math:`p_1^K` for every pair of queries and keys, with the scale folded in."""
@@ -172,6 +168,18 @@ class E2LSH(Hashing):
         q2, k2 = (xp.maximum(xp.sum(x * x, axis=-1), 1.0) for x in (query, key))
         square = q2[..., :, None] + k2[..., None, :] - 2 * xp.matmul(query, xp.matrix_transpose(key))
         return collision_at(xp, xp.sqrt(xp.maximum(square, 0.0)) / self.width) ** self.n_hashes
+
+
+def fitted_radius(xp: Namespace, query: Array, key: Array) -> Array:
+    r""":math:`R = \sqrt{\max\|q\|^2 + \max\|k\|^2}` of every head, shape (..., 1, 1); 1 where that is 0."""
+    squares = [xp.max(xp.sum(x * x, axis=-1), axis=-1)[..., None, None] for x in (query, key)]
+    total = squares[0] + squares[1]
+    return xp.sqrt(xp.where(total > 0, total, 1.0))
+
+
+def lift(xp: Namespace, x: Array) -> Array:
+    r"""Entry that brings vectors in units of R to length R on one more axis, :math:`\sqrt{1 - \|x\|^2}`."""
+    return xp.sqrt(xp.maximum(1 - xp.sum(x * x, axis=-1), 0.0))
 
 
 def collision_at(xp: Namespace, distance: Array) -> Array:

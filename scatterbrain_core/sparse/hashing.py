@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, ClassVar
 
-from scatterbrain_core._checks import set_count
+from scatterbrain_core._checks import STATISTICS, set_count
 from scatterbrain_core._typing import Array, Namespace
-from scatterbrain_core.backend import Backend
-from scatterbrain_core.tiles import Sorted, Table, integers, invert, piece_size, positions, sort_jointly
+from scatterbrain_core.problem import Problem
+from scatterbrain_core.sparse.support import Support
+from scatterbrain_core.tables import HashTable, Table
+from scatterbrain_core.tiles import (
+    Sorted,
+    integers,
+    invert,
+    piece_size,
+    positions,
+    power_of_two,
+    sort_jointly,
+)
 
 MAX_BITS = 24
 
 
-class Hashing(ABC):
+class Hashing(Support):
     """Exact pairs are those whose codes agree in some of T tables, each counted once.
 
     A family is a frozen dataclass derived from it, with the fields `n_tables`, `max_bucket` and what sizes
     its codes. A code is an int of `depth` bits, so that the buckets of a head are leaves of a binary tree.
     """
+
+    is_random: ClassVar[bool] = True
 
     n_tables: int | None
     max_bucket: int | None
@@ -36,19 +48,7 @@ class Hashing(ABC):
         """Bits of a code, at most `MAX_BITS`; 0 before it is sized."""
 
     @abstractmethod
-    def planned(self, pairs: int, n_keys: int, dim: int) -> Self:
-        """The same part with all chosen that it leaves open.
-
-        Parameters
-        ----------
-        pairs : int
-            Exact keys a query.
-        n_keys, dim : int
-            Lk and D.
-        """
-
-    @abstractmethod
-    def draw(self, generator: Any, dim: int) -> tuple[Any, ...]:
+    def draw(self, generator: Any, dim: int, n_queries: int = 0, n_keys: int = 0) -> tuple[Any, ...]:
         """Draws from a NumPy generator, on the host: arrays with a leading axis T.
 
         The last, of shape (T, dim), holds the directions along which large buckets are cut.
@@ -74,6 +74,11 @@ class Hashing(ABC):
         return False
 
     @property
+    def reason_not_causal(self) -> str | None:
+        """Statistics, where it takes any."""
+        return STATISTICS if self.is_fitted else None
+
+    @property
     def entropy(self) -> float:
         """Bits of information in a code: about 2**entropy buckets are filled."""
         return float(self.depth)
@@ -87,6 +92,22 @@ class Hashing(ABC):
     def is_open(self) -> bool:
         """Whether the largest bucket is left to the budget."""
         return not self.is_sized and self.max_bucket is None
+
+    @property
+    def least_pairs(self) -> int:
+        """An exact key a table."""
+        return self.n_tables or 1
+
+    def stated_pairs(self, n_queries: int, n_keys: int) -> int:
+        """The most that buckets of a stated size hold."""
+        del n_queries
+        return 0 if self.max_bucket is None else min(self.max_bucket, n_keys) * (self.n_tables or 1)
+
+    def tile_shape(self, n_queries: int, n_keys: int) -> tuple[int, int]:
+        """Near what a bucket holds if all are equal."""
+        n_buckets = round(2**self.entropy)
+        of_bucket = min(self.max_bucket or n_keys, -(-n_keys // n_buckets))
+        return power_of_two(n_queries // n_buckets, 8, 64), power_of_two(of_bucket, 16, 64)
 
     def collision_probability(self, xp: Namespace, query: Array, key: Array) -> Array:
         r"""P of the support, :math:`1 - (1 - p_1)^T` with :math:`p_1` that of one table, for every pair.
@@ -108,24 +129,13 @@ class Hashing(ABC):
         """
         return 1 - (1 - self.one_table_probability(xp, query, key)) ** (self.n_tables or 1)
 
-    def tables(
-        self,
-        backend: Backend,
-        draws: tuple[Array, ...],
-        query: Array,
-        key: Array,
-        key_mask: Array | None,
-        is_causal: bool,
-    ) -> list[Table]:
+    def tables(self, problem: Problem, draws: tuple[Array, ...]) -> list[Table]:
         """Hash queries (H, Lq, D) and keys (H, Lk, D) into T tables.
 
-        Hidden keys go to a bucket of their own in each head, which no query looks into.
+        Hidden keys go to a bucket of their own in each head, which no query looks into. It is the first leaf
+        of a second tree beside the head's own, so that no sibling subtree of a query's path holds it.
         """
-        query, key = backend.stop_gradient(query), backend.stop_gradient(key)
-        return [
-            self._table(backend.xp, tuple(x[t, ...] for x in draws), query, key, key_mask, is_causal)
-            for t in range(draws[-1].shape[0])
-        ]
+        return [self._table(problem, tuple(x[t, ...] for x in draws)) for t in range(draws[-1].shape[0])]
 
     def _check_counts(self) -> None:
         set_count(self, "n_tables", at_least=1)
@@ -141,38 +151,44 @@ class Hashing(ABC):
         bits = 0 if max_bucket >= n_keys else max(1, round(math.log2(n_keys / max_bucket)) - 1)
         return min(bits, MAX_BITS), n_tables, max_bucket
 
-    def _table(
-        self,
-        xp: Namespace,
-        draws: tuple[Array, ...],
-        query: Array,
-        key: Array,
-        key_mask: Array | None,
-        is_causal: bool,
-    ) -> Table:
+    def _table(self, problem: Problem, draws: tuple[Array, ...]) -> Table:
+        xp, constant = problem.xp, problem.backend.stop_gradient
+        query, key, key_mask = constant(problem.query), constant(problem.key), problem.key_mask
         n_buckets = self.n_buckets
         query_code, key_code = self.codes(xp, draws[:-1], query, key)
         if key_mask is not None:
             key_code = xp.where(key_mask, key_code, n_buckets)
-            n_buckets += 1
+            n_buckets *= 2
         head = integers(xp, key.shape[0], key)[:, None] * n_buckets
         key_bucket = xp.reshape(head + key_code, (-1,))
         query_bucket = xp.reshape(head + query_code, (-1,))
         key_rank, query_rank = (
             tuple(positions(xp, x.shape[0], x.shape[1], x) for x in (key, query))
-            if is_causal
-            else tuple(_along(xp, x, draws[-1]) for x in (key, query))
+            if problem.is_causal
+            else tuple(xp.reshape(along(xp, x, draws[-1]), (-1,)) for x in (key, query))
         )
         joint = sort_jointly(xp, key_bucket, query_bucket, key_rank, query_rank)
-        slot = invert(xp, joint.key_order)
-        interval = _latest if is_causal else _pieces
+        interval = _latest if problem.is_causal else _pieces
         lo, hi, run = interval(xp, joint, self.max_bucket)
-        return Table(joint, run, lo, hi, slot, key_bucket, query_bucket, self.depth, self.max_bucket)
+        return HashTable(
+            joint.key_order,
+            lo[:, None],
+            hi[:, None],
+            invert(xp, joint.key_order),
+            self.tile_shape(problem.n_queries, problem.n_keys),
+            run,
+            joint,
+            key_bucket,
+            query_bucket,
+            self.depth,
+            self.max_bucket,
+        )
 
 
-def _along(xp: Namespace, x: Array, direction: Array) -> Array:
+def along(xp: Namespace, x: Array, direction: Array) -> Array:
+    """Dot products of vectors (..., D) with one direction (D,), equal for equal vectors."""
     # Not a matrix product, which may round equal rows differently: equal keys must tie, in every library.
-    return xp.reshape(xp.sum(x * direction, axis=-1), (-1,))
+    return xp.sum(x * direction, axis=-1)
 
 
 def _latest(xp: Namespace, joint: Sorted, limit: int | None) -> tuple[Array, Array, Array]:

@@ -62,8 +62,9 @@ class RandomHyperplanes(Hashing):
         n_bits = bits if self.n_bits is None else self.n_bits
         return replace(self, n_bits=n_bits, n_tables=n_tables, max_bucket=max_bucket)
 
-    def draw(self, generator: Any, dim: int) -> tuple[Any, ...]:
+    def draw(self, generator: Any, dim: int, n_queries: int = 0, n_keys: int = 0) -> tuple[Any, ...]:
         """Normals of the hyperplanes, shape (T, K, dim), and directions of the cuts, shape (T, dim)."""
+        del n_queries, n_keys
         assert self.n_tables is not None
         projections = generator.standard_normal((self.n_tables, self.depth + 1, dim))
         return projections[:, :-1, :], projections[:, -1, :]

@@ -1,0 +1,88 @@
+"""Clusters of the keys and what is known of each: size, mean, spread, mean value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scatterbrain_core._typing import Array, Namespace
+from scatterbrain_core.backend import Backend
+from scatterbrain_core.kmeans import kmeans, one_hot
+from scatterbrain_core.tiles import integers
+
+# Added to the metric, relative to its mean eigenvalue, a little more along every next axis: where fewer
+# queries than dimensions were seen, the axes in which none lies are then the same in every library.
+RIDGE = 1e-2
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Clusters of blocks of keys: A runs of B blocks with one metric each, K clusters a block.
+
+    Attributes
+    ----------
+    labels : array of int, shape (H, A, B, block)
+        Cluster of each key.
+    count : array, shape (H, A, B, K)
+        Keys of a cluster; 0 for an empty one.
+    mean : array, shape (H, A, B, K, D)
+    variance : array, shape (H, A, B, K, D)
+        Along the columns of `axes`.
+    axes : array, shape (H, A, D, D)
+        Orthonormal columns, the eigenvectors of the metric.
+    value : array, shape (H, A, B, K, Dv)
+        Mean of the values.
+    """
+
+    labels: Array
+    count: Array
+    mean: Array
+    variance: Array
+    axes: Array
+    value: Array
+
+
+def second_moment(xp: Namespace, rows: Array) -> Array:
+    """Sum of x xᵀ over rows (..., n, D)."""
+    return xp.matmul(xp.matrix_transpose(rows), rows)
+
+
+def metric_of(xp: Namespace, moment: Array) -> Array:
+    """A second moment with unit trace, made definite."""
+    trace = xp.linalg.trace(moment)[..., None, None]
+    scaled = moment / xp.where(trace > 0, trace, 1.0)
+    dim = moment.shape[-1]
+    place = integers(xp, dim, moment)
+    graded = RIDGE / dim * (0.5 + xp.astype(place, moment.dtype) / dim)
+    return scaled + xp.where(place[:, None] == place[None, :], graded, 0.0)
+
+
+def cluster(
+    backend: Backend, key: Array, value: Array, weight: Array, metric: Array, n_clusters: int
+) -> Clusters:
+    """Cluster blocks of keys, each by itself.
+
+    Parameters
+    ----------
+    key : array, shape (H, A, B, block, D)
+    value : array, shape (H, A, B, block, Dv)
+    weight : array, shape (H, A, B, block)
+        1.0, or 0.0 for a key that belongs to no cluster.
+    metric : array, shape (H, A, D, D)
+    """
+    xp = backend.xp
+    metric = metric[:, :, None, :, :]
+    labels = kmeans(xp, backend.stop_gradient(key), weight, metric, n_clusters)
+    member = one_hot(xp, labels, n_clusters, key) * weight[..., None]
+    count = xp.sum(member, axis=-2)
+    share = xp.matrix_transpose(member) / xp.where(count == 0, 1.0, count)[..., None]
+    mean = xp.matmul(share, key)
+    axes = xp.linalg.eigh(metric)[1]
+    along = xp.matmul(key - xp.matmul(member, mean), axes)
+    return Clusters(
+        labels=labels,
+        count=count,
+        mean=mean,
+        variance=xp.matmul(share, along * along),
+        axes=axes[:, :, 0, :, :],
+        value=xp.matmul(share, value),
+    )

@@ -1,0 +1,262 @@
+"""The clusters of all blocks of a problem, and what each chunk of queries may look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from array_api_compat import device
+
+from scatterbrain_core._typing import Array, Namespace
+from scatterbrain_core.kmeans import kmeans, one_hot
+from scatterbrain_core.problem import Problem
+from scatterbrain_core.routing.layout import Layout, Level
+from scatterbrain_core.routing.nodes import Clusters, cluster, metric_of, second_moment
+from scatterbrain_core.routing.view import View, bounded, second_order, spread_of
+from scatterbrain_core.routing.visits import Keys, sorted_slots
+from scatterbrain_core.rows import with_weights
+from scatterbrain_core.tiles import integers
+
+
+@dataclass(frozen=True)
+class Node:
+    """One level's clusters in a problem.
+
+    Attributes
+    ----------
+    level : Level
+    clusters : Clusters
+    group : array of int, shape (H, A, B, K)
+        Group of a cluster, numbered within its block, or over all blocks where not causal.
+    start : array of int, shape (H, A, B, K)
+        Slot of a cluster's first key.
+    """
+
+    level: Level
+    clusters: Clusters
+    group: Array
+    start: Array
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Clusters of every level, and the arrays of the problem, padded to whole blocks.
+
+    Attributes
+    ----------
+    layout : Layout
+    is_causal : bool
+    query : array, shape (H, length, D) where causal, (H, Lq, D) otherwise
+    key : array, shape (H, length, D)
+    weighted_value : array, shape (H, length, Dv + 1)
+        Zeros in the row of a key that is not there.
+    visible : array of bool, shape (H, length)
+        Keys that are there.
+    nodes : list of Node
+        Smallest blocks first.
+    keys : Keys
+    """
+
+    layout: Layout
+    is_causal: bool
+    query: Array
+    key: Array
+    weighted_value: Array
+    visible: Array
+    nodes: list[Node]
+    keys: Keys
+
+
+def grow(problem: Problem, layout: Layout) -> Tree:
+    """Cluster the keys of a problem."""
+    backend, xp, length = problem.backend, problem.xp, layout.length
+    query = padded(xp, problem.query, length) if problem.is_causal else problem.query
+    key, value = (padded(xp, x, length) for x in (problem.key, problem.value))
+    place = integers(xp, length, key)
+    visible = xp.broadcast_to(place < problem.n_keys, key.shape[:2])
+    if problem.key_mask is not None:
+        visible = visible & padded(xp, problem.key_mask, length)
+    clustered = visible & (place >= layout.first)
+    weight = xp.astype(clustered, key.dtype)
+    nodes, orders = [], []
+    for i, (level, metric) in enumerate(zip(layout.levels, _metrics(problem, query, layout), strict=True)):
+        n_runs = metric.shape[1]
+        keys, values, weights = (_blocked(xp, x, n_runs, level.block) for x in (key, value, weight))
+        clusters = cluster(backend, keys, values, weights, metric, level.n_fine)
+        group = _groups(backend.stop_gradient(clusters.mean), clusters.count, metric, level, problem)
+        in_cluster = _blocked(xp, clustered, n_runs, level.block)
+        order, start = _slots(xp, clusters, in_cluster)
+        nodes.append(Node(level, clusters, group, start + i * math.prod(clustered.shape)))
+        orders.append(order)
+    weighted_value = xp.where(visible[..., None], with_weights(xp, value, key), 0.0)
+    rows = (xp.reshape(x, (-1, x.shape[-1])) for x in (key, weighted_value))
+    sorted_keys = Keys(xp.concat(orders), *rows)
+    return Tree(layout, problem.is_causal, query, key, weighted_value, visible, nodes, sorted_keys)
+
+
+def padded(xp: Namespace, x: Array, length: int) -> Array:
+    """Rows (H, L, ...) with zeros, or False, behind them up to a length."""
+    missing = length - x.shape[1]
+    if missing <= 0:
+        return x
+    shape = (x.shape[0], missing, *x.shape[2:])
+    return xp.concat([x, xp.zeros(shape, dtype=x.dtype, device=device(x))], axis=1)
+
+
+def _blocked(xp: Namespace, x: Array, n_runs: int, block: int) -> Array:
+    return xp.reshape(x, (x.shape[0], n_runs, x.shape[1] // (n_runs * block), block, *x.shape[2:]))
+
+
+def _metrics(problem: Problem, query: Array, layout: Layout) -> Iterator[Array]:
+    """Metric of each level's runs of blocks, shape (H, A, D, D): second moments of the queries.
+
+    Where causal they are those up to the end of the block, or, for the smallest blocks of a chunk, up to its
+    start: a block's clusters depend on nothing that a query which sees them may not know.
+    """
+    xp = problem.xp
+    # A metric has a unit trace anyway: the sum of all squares does not overflow in these units.
+    query = problem.backend.stop_gradient(query) * 2.0 ** -math.ceil(math.log2(problem.n_queries) / 2)
+    if not problem.is_causal:
+        yield metric_of(xp, second_moment(xp, query)[:, None, :, :])
+        return
+    n_heads, length, dim = query.shape
+    by_chunk = xp.reshape(query, (n_heads, length // layout.chunk, layout.chunk, dim))
+    moments = xp.cumulative_sum(second_moment(xp, by_chunk), axis=1)
+    if len(layout.levels) > 1:
+        first = second_moment(xp, query[:, : layout.own, :])[:, None, :, :]
+        yield metric_of(xp, xp.concat([first, moments[:, :-1, :, :]], axis=1))
+    for level in layout.levels[len(layout.levels) > 1 :]:
+        step = level.block // layout.chunk
+        yield metric_of(xp, moments[:, step - 1 :: step, :, :])
+
+
+def _groups(mean: Array, count: Array, metric: Array, level: Level, problem: Problem) -> Array:
+    """Groups of clusters with means near each other: within a block, or over all where not causal."""
+    xp = problem.xp
+    shape, dim = count.shape, mean.shape[-1]
+    if not problem.is_causal:
+        mean, count = xp.reshape(mean, (shape[0], 1, 1, -1, dim)), xp.reshape(count, (shape[0], 1, 1, -1))
+    there = xp.astype(count > 0, mean.dtype)
+    return xp.reshape(kmeans(xp, mean, there, metric[:, :, None, :, :], level.n_coarse), shape)
+
+
+def _slots(xp: Namespace, clusters: Clusters, in_cluster: Array) -> tuple[Array, Array]:
+    """Key row at each slot of a level, and the slot of each cluster's first key."""
+    block = clusters.labels.shape[-1]
+    order, start = sorted_slots(xp, clusters, in_cluster)
+    first = xp.reshape(integers(xp, math.prod(order.shape[:-1]), order) * block, (*order.shape[:-1], 1))
+    return xp.reshape(order + first, (-1,)), start + first
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run of a level's blocks that share a metric, as columns: one a cluster."""
+
+    axes: Array
+    mean: Array
+    variance: Array
+    count: Array
+    value: Array
+    group: Array
+    start: Array
+    n_groups: int
+
+
+def view_of_chunk(problem: Problem, tree: Tree, chunk: int, query: Array) -> View | None:
+    """The clusters that a chunk of queries (H, R, D) may look at; None where there are none."""
+    xp = problem.xp
+    runs = [_run(xp, node, run, problem.is_causal) for node, run in _runs_of_chunk(problem, tree, chunk)]
+    if not runs:
+        return None
+    logits, spreads, groups, n_groups = [], [], [], 0
+    for run in runs:
+        along = xp.matmul(query, run.axes)
+        spread = spread_of(problem.backend, along, run.variance)
+        logits.append(second_order(xp, xp.matmul(query, xp.matrix_transpose(run.mean)), spread, run.count))
+        spreads.append(problem.backend.stop_gradient(spread))
+        groups.append(run.group + n_groups)
+        n_groups += run.n_groups
+    logit = xp.concat(logits, axis=-1)
+    if problem.is_causal and len(tree.nodes) > 1:
+        logit = _without_own_blocks(xp, logit, tree, runs[-1].count.shape[-1])
+    return View(
+        logit,
+        xp.concat(spreads, axis=-1),
+        xp.concat([run.count for run in runs], axis=-1),
+        xp.concat([run.value for run in runs], axis=-2),
+        xp.concat([run.mean for run in runs], axis=-2),
+        bounded(xp, xp.concat([xp.sum(run.variance, axis=-1) for run in runs], axis=-1)),
+        one_hot(xp, xp.concat(groups, axis=-1), n_groups, query),
+        xp.concat([run.start for run in runs], axis=-1),
+    )
+
+
+def _runs_of_chunk(problem: Problem, tree: Tree, chunk: int) -> Iterator[tuple[Node, int]]:
+    """Runs of blocks that a chunk may look at, the largest blocks first."""
+    if not problem.is_causal:
+        yield tree.nodes[0], 0
+        return
+    first = chunk * tree.layout.chunk
+    smallest = len(tree.nodes) > 1
+    for node in reversed(tree.nodes[smallest:]):
+        level = node.level
+        yield from (
+            (node, run)
+            for run in range(first // level.parent * level.parent // level.block, first // level.block)
+        )
+    if smallest:
+        yield tree.nodes[0], chunk
+
+
+def _run(xp: Namespace, node: Node, run: int, is_causal: bool) -> _Run:
+    clusters, level = node.clusters, node.level
+    n_heads, _, n_blocks, n_clusters = clusters.count.shape
+
+    def columns(x: Array) -> Array:
+        return xp.reshape(x[:, run, ...], (n_heads, n_blocks * n_clusters, *x.shape[4:]))
+
+    group = node.group[:, run, ...]
+    n_groups = level.n_coarse
+    if is_causal:
+        group = group + integers(xp, n_blocks, group)[:, None] * level.n_coarse
+        n_groups = n_groups * n_blocks
+    return _Run(
+        clusters.axes[:, run, ...],
+        columns(clusters.mean),
+        columns(clusters.variance),
+        columns(clusters.count),
+        columns(clusters.value),
+        xp.reshape(group, (n_heads, -1)),
+        columns(node.start),
+        n_groups,
+    )
+
+
+def _without_own_blocks(xp: Namespace, logit: Array, tree: Tree, n_smallest: int) -> Array:
+    """Logits with the smallest blocks, the last columns, hidden that are not yet complete."""
+    level = tree.layout.levels[0]
+    n_rows, n_columns = logit.shape[-2:]
+    block = integers(xp, n_rows, logit) // level.block
+    column = integers(xp, n_columns, logit) - (n_columns - n_smallest)
+    complete = (column // level.n_fine)[None, :] < block[:, None]
+    return xp.where((column < 0)[None, :] | complete, logit, -math.inf)
+
+
+def column_of_key(problem: Problem, tree: Tree, chunk: int) -> Array:
+    """Column, in the view of a chunk, of the cluster that each key is in: (H, length), -1 for none."""
+    xp = problem.xp
+    n_heads, length = tree.visible.shape
+    pieces, first = [], 0
+    for node, run in _runs_of_chunk(problem, tree, chunk):
+        # The blocks of a chunk's runs follow one another.
+        labels = node.clusters.labels[:, run, ...]
+        n_blocks, n_clusters = labels.shape[1], node.level.n_fine
+        column = labels + (integers(xp, n_blocks, labels) * n_clusters)[:, None] + first
+        pieces.append(xp.reshape(column, (n_heads, -1)))
+        first += n_blocks * n_clusters
+    columns = xp.concat(pieces, axis=1)
+    missing = xp.full((n_heads, length - columns.shape[1]), -1, dtype=columns.dtype, device=device(columns))
+    columns = xp.concat([columns, missing], axis=1)
+    clustered = tree.visible & (integers(xp, length, columns) >= tree.layout.first)
+    return xp.where(clustered, columns, -1)
