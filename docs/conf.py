@@ -1,5 +1,7 @@
 """Configuration of the documentation: ``python -m sphinx -W --keep-going -b html docs docs/_build/html``."""
 
+from importlib.util import find_spec
+
 import scatterbrain_core
 
 project = "scatterbrain_core"
@@ -30,8 +32,11 @@ autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 
+# Docstrings of what needs a library that is not installed are read without it.
+autodoc_mock_imports = [name for name in ("torch", "transformers") if find_spec(name) is None]
+
 # Examples of libraries that are not installed are skipped.
 doctest_global_setup = """
 from importlib.util import find_spec
-no_torch, no_jax = find_spec("torch") is None, find_spec("jax") is None
+no_torch, no_jax, no_transformers = (find_spec(name) is None for name in ("torch", "jax", "transformers"))
 """
