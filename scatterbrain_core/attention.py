@@ -188,8 +188,9 @@ def estimate(
         stderr = lse_stderr = None
         if has_error(parts):
             stderr, lse_stderr = (zeros(problem.xp, tuple(x.shape), lse) for x in (output, lse))
+        no_pairs = zeros(problem.xp, (problem.n_heads,), problem.query)
         return Estimate(
-            output, lse, stderr, lse_stderr, _cost(parts, 0.0, float(parts.rank), problem.n_keys), *of_call
+            output, lse, stderr, lse_stderr, _cost(problem, parts, no_pairs, no_pairs + parts.rank), *of_call
         )
     groups = feature_slices(parts, ERROR_GROUPS)
     result = solve(problem, parts, projections, groups, count_pairs=True)
@@ -198,9 +199,11 @@ def estimate(
     if has_error(parts):
         stderr, lse_stderr = map(problem.unflatten, standard_errors(problem, result, groups))
     output, lse = problem.as_output(output), problem.unflatten(lse)
-    pairs = _mean(problem, result.pairs)
-    rank = float(parts.rank) if result.rank is None else _mean(problem, result.rank)
-    return Estimate(output, lse, stderr, lse_stderr, _cost(parts, pairs, rank, problem.n_keys), *of_call)
+    pairs = problem.xp.mean(result.pairs, axis=-1)
+    rank = problem.xp.full_like(pairs, float(parts.rank))
+    if result.rank is not None:
+        rank = problem.xp.mean(result.rank, axis=-1)
+    return Estimate(output, lse, stderr, lse_stderr, _cost(problem, parts, pairs, rank), *of_call)
 
 
 @in_full_precision()
@@ -298,16 +301,16 @@ def _query_sum(problem: Problem) -> float:
     return float(xp.sum(rows * weights)) if math.prod(rows.shape) else 0.0
 
 
-def _mean(problem: Problem, x: Array) -> float:
-    return float(problem.xp.mean(problem.backend.stop_gradient(x)))
-
-
-def _cost(parts: Scatterbrain, pairs: float, rank: float, n_keys: int) -> Cost:
-    fraction = (pairs + rank) / max(n_keys, 1)
-    for part in parts.supports:
-        if isinstance(part, Hashing):
-            return Cost(pairs, rank, fraction, n_keys, part.depth, part.n_tables)
-    return Cost(pairs, rank, fraction, n_keys)
+def _cost(problem: Problem, parts: Scatterbrain, pairs: Array, rank: Array) -> Cost:
+    """What was used, from the mean pairs and rank of the queries of each head."""
+    xp = problem.xp
+    pairs, rank = (problem.backend.stop_gradient(x) for x in (pairs, rank))
+    of_heads = xp.reshape((pairs + rank) / max(problem.n_keys, 1), problem.lead)
+    mean_pairs, mean_rank = (float(xp.sum(x)) / max(problem.n_heads, 1) for x in (pairs, rank))
+    hashing = next((part for part in parts.supports if isinstance(part, Hashing)), None)
+    n_bits, n_tables = (None, None) if hashing is None else (hashing.depth, hashing.n_tables)
+    fraction = (mean_pairs + mean_rank) / max(problem.n_keys, 1)
+    return Cost(mean_pairs, mean_rank, fraction, problem.n_keys, n_bits, n_tables, of_heads)
 
 
 def _weights(problem: Problem, parts: Scatterbrain, projections: Projections, is_normalized: bool) -> Array:

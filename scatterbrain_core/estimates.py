@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from scatterbrain_core.method import Scatterbrain
@@ -25,6 +25,8 @@ class Cost:
         Lk.
     n_bits, n_tables : int or None
         Bits of a code and number of tables of the hashes; None without any.
+    of_heads : array, shape (...)
+        The fraction of each head, over the leading axes of the queries.
     """
 
     pairs: float
@@ -33,6 +35,7 @@ class Cost:
     n_keys: int
     n_bits: int | None = None
     n_tables: int | None = None
+    of_heads: Any = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         hashes = "" if self.n_bits is None else f", K = {self.n_bits} bits, T = {self.n_tables} tables"

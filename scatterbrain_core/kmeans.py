@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scatterbrain_core._typing import Array, Namespace
+from scatterbrain_core.norms import norms
 from scatterbrain_core.tiles import integers
 
 ITERATIONS = 6
@@ -49,8 +50,12 @@ def one_hot(xp: Namespace, labels: Array, n: int, like: Array) -> Array:
 def _nearest(xp: Namespace, in_metric: Array, centre: Array, metric: Array) -> Array:
     # Of (x - c)'M(x - c), what depends on the centre c.
     scores = xp.matmul(in_metric, xp.matrix_transpose(centre))
-    norms = xp.sum(xp.matmul(centre, metric) * centre, axis=-1)
-    return xp.argmax(scores - 0.5 * norms[..., None, :], axis=-1)
+    scores = scores - 0.5 * xp.sum(xp.matmul(centre, metric) * centre, axis=-1)[..., None, :]
+    # Equal keys start equal centres, which libraries tell apart by rounding: of equal ones the first.
+    reach = xp.max(norms(xp, centre), axis=-1)[..., None]
+    slack = 4 * float(xp.finfo(scores.dtype).eps) * norms(xp, in_metric) * reach
+    near = scores >= (xp.max(scores, axis=-1) - slack)[..., None]
+    return xp.argmax(xp.astype(near, xp.int8), axis=-1)
 
 
 def _spread_points(xp: Namespace, x: Array, weight: Array, n_clusters: int) -> Array:

@@ -113,7 +113,11 @@ def _cost(parts: Scatterbrain, costs: list[Cost]) -> Cost:
     pairs = math.fsum(cost.pairs for cost in costs)
     # Features are those of all shards; clusters are a shard's own.
     rank = math.fsum(cost.rank for cost in costs) if parts.low_rank is None else costs[0].rank
-    return replace(costs[0], pairs=pairs, rank=rank, n_keys=n_keys, fraction=(pairs + rank) / max(n_keys, 1))
+    fraction = (pairs + rank) / max(n_keys, 1)
+    # What the shards share counts once.
+    shared = math.fsum(cost.rank for cost in costs) - rank
+    of_heads = (_sum([cost.of_heads * cost.n_keys for cost in costs]) - shared) / max(n_keys, 1)
+    return replace(costs[0], pairs=pairs, rank=rank, n_keys=n_keys, fraction=fraction, of_heads=of_heads)
 
 
 def _checked(estimates: Any) -> list[Estimate]:

@@ -19,15 +19,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import scatterbrain_core as sb
-from benchmarks.accuracy.measure import Case, Result, cases, measure, spread, steps
+from benchmarks.accuracy.measure import Call, Case, Result, cases, measure, spread, steps
 from benchmarks.accuracy.models import MODELS, exact_run
 from benchmarks.accuracy.picture import draw
+from benchmarks.accuracy.places import NUMPY, Place, place
 from benchmarks.accuracy.record import Record, check_same, header, joined, load
 from benchmarks.accuracy.report import report
 from scatterbrain_core.cli.arguments import budget, whole
 from scatterbrain_core.cli.console import share
 
-PARTS = ("errors", "costs", "quality")
+PARTS = ("errors", "quality")
 BUDGETS = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
 RESULTS = Path(__file__).parent.parent / "results" / "accuracy.json"
 QUICK: dict[str, Any] = {"tokens": 1024, "budgets": [1 / 8], "layers": [*range(0, 30, 5)]}
@@ -58,7 +59,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of SmolLM2, at most 8192 (default: 4096); MiniLM has 512",
     )
     add("--layers", nargs="+", type=whole(0), metavar="L", help="for errors and costs (default: all)")
-    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is measured (default: all)")
+    add("--place", default=NUMPY, metavar="LIBRARY[:DEVICE]", help="that the methods run on: torch:cuda")
+    add(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        help="what is measured, errors with costs (default: all)",
+    )
     add("--seed", type=whole(0), default=0)
     add("--text", type=Path, metavar="FILE", help="in UTF-8 (default: the bundled one)")
     add("--quick", action="store_true", help="1024 tokens, budget 1/8, every fifth layer")
@@ -81,11 +89,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> Record:
     """Measure all cases; the file is written after each."""
     text = None if options.text is None else options.text.read_text(encoding="utf-8")
-    record = start(options, text)
+    record, where = start(options, text), place(options.place)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         for name in options.models:
-            run_model(name, text, options, record, progress)
+            run_model(name, text, options, where, record, progress)
     return record
 
 
@@ -96,6 +104,7 @@ def start(options: argparse.Namespace, text: str | None) -> Record:
         "layers": options.layers,
         "seed": options.seed,
         "parts": options.parts,
+        "place": options.place,
         "text": "bundled" if text is None else hashlib.sha256(text.encode()).hexdigest(),
     }
     record = Record(header(), settings)
@@ -107,7 +116,12 @@ def start(options: argparse.Namespace, text: str | None) -> Record:
 
 
 def run_model(
-    name: str, text: str | None, options: argparse.Namespace, record: Record, progress: Progress
+    name: str,
+    text: str | None,
+    options: argparse.Namespace,
+    where: Place,
+    record: Record,
+    progress: Progress,
 ) -> None:
     """Measure all cases of a model that the record lacks."""
     wanted = [x for x in cases(name, options.methods, options.budgets) if x not in record.results]
@@ -123,11 +137,12 @@ def run_model(
         "exact": exact,
     }
     each = steps(model, len(layers), options.parts)
+    call = Call(where, options.seed, lambda: progress.advance(task))
     for number, case in enumerate(wanted):
         progress.update(
             task, description=told(case), total=each * len(wanted), completed=each * number, visible=True
         )
-        result = measure(model, layers, case, options.seed, options.parts, lambda: progress.advance(task))
+        result = measure(model, layers, case, options.parts, call)
         record.results[case] = result
         record.save(options.output)
         progress.console.print(line(result), highlight=False, soft_wrap=True, markup=False)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from unittest import mock
+from typing import Any
 
 import numpy as np
 
 import scatterbrain_core as sb
 from benchmarks.accuracy.models import Array, Attention, Layer, Model
+from benchmarks.accuracy.places import Place
 from scatterbrain_core.cli.measure import EXACT, relative_error, timed
 from scatterbrain_core.cli.sweep import choice
 
@@ -38,9 +38,9 @@ class Result:
     errors : list of lists of float
         ‖Ô − O‖ / ‖O‖, a list a layer, a number a head.
     costs : list of lists of float
-        Of the keys, what a query of that head cost on average, likewise; empty where it was not asked for.
+        Of the keys, what a query of that head cost on average, likewise.
     seconds : float
-        Of `scatterbrain_core.attention` over all these layers.
+        Of `scatterbrain_core.estimate` over all these layers.
     quality : float or None
         Of the model with its attention replaced in every layer; None where it was not asked for.
     refused : str or None
@@ -57,73 +57,72 @@ class Result:
 
 def steps(model: Model, layers: int, parts: Sequence[str]) -> int:
     """How often `measure` calls its `step`, unless it is refused."""
-    return sum({"errors": layers, "costs": layers, "quality": model.layers}[part] for part in parts)
+    return sum({"errors": layers, "quality": model.layers}[part] for part in parts)
 
 
-def measure(
-    model: Model, layers: Sequence[Layer], case: Case, seed: int, parts: Sequence[str], step: Step
-) -> Result:
-    """Measure `parts` of a case: errors, costs, quality. What the library refuses is a result too."""
-    errors, costs, seconds, quality = [], [], 0.0, None
+@dataclass(frozen=True)
+class Call:
+    """How the library is called in a run.
+
+    Attributes
+    ----------
+    place : Place
+        Where it runs.
+    seed : int
+    step : callable
+        Called behind every layer.
+    """
+
+    place: Place
+    seed: int
+    step: Step
+
+    def arguments(self, model: Model, case: Case, layer: int) -> dict[str, Any]:
+        """Return all but the arrays."""
+        return {**choice(case.method, case.budget, self.seed, layer), **model.options}
+
+
+def measure(model: Model, layers: Sequence[Layer], case: Case, parts: Sequence[str], call: Call) -> Result:
+    """Measure `parts` of a case: errors and costs, quality. What the library refuses is a result too."""
+    errors: list[list[float]] = []
+    costs: list[list[float]] = []
+    seconds, quality = 0.0, None
     try:
-        for layer in layers:
-            if "errors" in parts:
-                output, elapsed = timed(partial(attend, model, case, seed, layer))
-                errors.append([relative_error(*pair) for pair in zip(output, layer.output, strict=True)])
-                seconds += elapsed
-                step()
-            if "costs" in parts:
-                costs.append(head_costs(model, case, seed, layer))
-                step()
+        for layer in layers if "errors" in parts else ():
+            arrays = call.place.arrays(layer.query, layer.key, layer.value)
+            arguments = call.arguments(model, case, layer.number)
+            est, elapsed = timed(partial(sb.estimate, *arrays, **arguments))
+            output = call.place.to_numpy(est.output)
+            errors.append([relative_error(*pair) for pair in zip(output, layer.output, strict=True)])
+            costs.append([float(x) for x in call.place.to_numpy(est.cost.of_heads)])
+            seconds += elapsed
+            call.step()
         if "quality" in parts:
-            quality = model.run(replacement(model, case, seed, step))
+            quality = model.run(replacement(model, case, call))
     except (ValueError, TypeError) as error:
         return Result(case, [], [], 0.0, None, refused=" ".join(str(error).split()))
     return Result(case, errors, costs, seconds, quality)
 
 
-def attend(model: Model, case: Case, seed: int, layer: Layer) -> Array:
-    """Return the case's output in a layer that is fed exactly."""
-    chosen = choice(case.method, case.budget, seed, layer.number)
-    output: Array = sb.attention(layer.query, layer.key, layer.value, **chosen, **model.options)
-    return output
-
-
-def head_costs(model: Model, case: Case, seed: int, layer: Layer) -> list[float]:
-    """Return what each head costs, called alone: a call tells the mean over its heads only."""
-    group = len(layer.query) // len(layer.key)
-    costs = []
-    # Only the cost is read, so features need not be run in groups for a standard error.
-    with mock.patch.object(sys.modules["scatterbrain_core.attention"], "ERROR_GROUPS", 1):
-        for head in range(len(layer.query)):
-            owner = slice(head // group, head // group + 1)
-            query, key, value = layer.query[head : head + 1], layer.key[owner], layer.value[owner]
-            chosen = choice(case.method, case.budget, seed, layer.number)
-            costs.append(float(sb.estimate(query, key, value, **chosen, **model.options).cost.fraction))
-    return costs
-
-
-def replacement(model: Model, case: Case, seed: int, step: Step) -> Attention:
+def replacement(model: Model, case: Case, call: Call) -> Attention:
     """Return the case's method as the model calls it, layer after layer."""
     numbers = count()
 
     def attention(query: Array, key: Array, value: Array) -> Array:
-        chosen = choice(case.method, case.budget, seed, next(numbers))
-        output: Array = sb.attention(query, key, value, **chosen, **model.options)
-        step()
-        return output
+        arrays = call.place.arrays(query, key, value)
+        output = sb.attention(*arrays, **call.arguments(model, case, next(numbers)))
+        call.step()
+        return call.place.to_numpy(output)
 
     return attention
 
 
 def cases(model: str, methods: Sequence[str], budgets: Sequence[float]) -> list[Case]:
-    """Exact attention, then every method at every budget, the largest first."""
-    others = [method for method in dict.fromkeys(methods) if method != EXACT]
+    """Exact attention, which has no budget, then the other methods at every budget, the largest first."""
     ordered = sorted(set(budgets), reverse=True)
-    return [
-        Case(model, EXACT, None),
-        *(Case(model, method, budget) for method in others for budget in ordered),
-    ]
+    exact = [Case(model, EXACT, None)] if EXACT in methods else []
+    others = [method for method in dict.fromkeys(methods) if method != EXACT]
+    return exact + [Case(model, method, budget) for method in others for budget in ordered]
 
 
 def spread(values: Sequence[Sequence[float]]) -> dict[str, float]:

@@ -10,8 +10,9 @@ from array_api_compat import device
 from scatterbrain_core._checks import set_count
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.kmeans import kmeans, one_hot
+from scatterbrain_core.norms import unit_rows
 from scatterbrain_core.problem import Problem
-from scatterbrain_core.sparse.choosing import rows_at, unit_rows, visible_keys, visible_queries
+from scatterbrain_core.sparse.choosing import rows_at, visible_keys, visible_queries
 from scatterbrain_core.sparse.support import Support
 from scatterbrain_core.tables import Table
 from scatterbrain_core.tiles import integers, invert, power_of_two, zeros

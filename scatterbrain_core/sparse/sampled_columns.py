@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from scatterbrain_core._checks import set_count, type_name
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.normalization import finite
+from scatterbrain_core.norms import norms
 from scatterbrain_core.problem import Problem
-from scatterbrain_core.sparse.choosing import highest, listed, norms, rows_at, visible_keys, visible_queries
+from scatterbrain_core.sparse.choosing import highest, listed, rows_at, visible_keys, visible_queries
 from scatterbrain_core.sparse.support import Support
 from scatterbrain_core.sparse.whole import common_keys, full_rows
 from scatterbrain_core.tables import Table

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from scatterbrain_core._checks import set_count
 from scatterbrain_core._typing import Array
+from scatterbrain_core.norms import rounding
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.sparse.choosing import (
     highest,
     listed,
-    rounding,
     rows_at,
     visible_keys,
     visible_queries,

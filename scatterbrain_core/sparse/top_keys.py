@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from scatterbrain_core._checks import set_count
 from scatterbrain_core._typing import Array
+from scatterbrain_core.norms import rounding
 from scatterbrain_core.problem import Problem
-from scatterbrain_core.sparse.choosing import highest, rounding
+from scatterbrain_core.sparse.choosing import highest
 from scatterbrain_core.sparse.support import Support
 from scatterbrain_core.tables import ListedPairs, Table, by_position
 from scatterbrain_core.tiles import integers
