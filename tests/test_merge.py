@@ -71,6 +71,9 @@ def test_clusters_of_shards_are_their_own(library, rng):
     for name in ("pairs", "rank"):
         assert getattr(merged.cost, name) == sum(getattr(shard.cost, name) for shard in shards)
     assert merged.cost.fraction == pytest.approx((merged.cost.pairs + merged.cost.rank) / 240)
+    of_heads = library.to_numpy(merged.cost.of_heads)
+    assert of_heads.mean() == pytest.approx(merged.cost.fraction)
+    assert len(set(of_heads.flatten().tolist())) > 1
 
 
 def test_shards_whose_weights_depend_on_their_other_keys_are_another_estimate(rng):
