@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, wraps
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 from array_api_compat import array_namespace, device
 
 from scatterbrain_core._checks import type_name
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.tiles import integers, longest_run
+
+if TYPE_CHECKING:
+    from scatterbrain_core.sparse_correction import Visits
 
 Arrays: TypeAlias = tuple[Any, ...]
 P = ParamSpec("P")
@@ -87,6 +90,28 @@ class Backend:
             its variables and is computed here.
         """
         return function()
+
+    def tile_partial(
+        self,
+        visits: Visits,  # noqa: ARG002
+        generic: Callable[[], tuple[Array, Array]],
+    ) -> tuple[Array, Array]:
+        """Softmax-weighted sums of every visit of some blocks: what kernels are written for.
+
+        Parameters
+        ----------
+        visits : Visits
+        generic : callable
+            Gives the result by array-API code, for what a backend has no kernel for.
+
+        Returns
+        -------
+        ref : array, shape (n_blocks, size)
+            The largest logit of a visit's pairs, -inf where it has none.
+        acc : array, shape (n_blocks, size, Dv + 1)
+            Sums of exp(logit - ref) * weighted value.
+        """
+        return generic()
 
     def segment_sum(self, rows: Array, segment: Array, n_segments: int) -> Array:
         """Sums of rows by the number of their segment, shape (n_segments, ...).

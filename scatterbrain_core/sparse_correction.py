@@ -23,6 +23,31 @@ from scatterbrain_core.tables import Intervals, Table
 from scatterbrain_core.tiles import Blocks, cut, gather, integers, invert, unblock
 
 
+@dataclass(frozen=True)
+class Visits:
+    """Visits of query rows to intervals of the ordered keys, in blocks: what a backend's kernel runs on.
+
+    Attributes
+    ----------
+    blocks : Blocks
+        Of the visits, query_row * R + r.
+    intervals : Intervals
+    pairs : Pairs
+    weighted_value : array, shape (n_keys, Dv + 1)
+    tile_keys : int
+        Slots of a tile that suit the intervals.
+    excluded : tuple of Table
+        Pairs on the support of these are left out.
+    """
+
+    blocks: Blocks
+    intervals: Intervals
+    pairs: Pairs
+    weighted_value: Array
+    tile_keys: int
+    excluded: tuple[Table, ...]
+
+
 def interval_partial(
     backend: Backend,
     blocks: Blocks,
@@ -46,7 +71,20 @@ def interval_partial(
     Partial
         `ref` of shape (n_blocks, size).
     """
-    xp = backend.xp
+    visits = Visits(blocks, intervals, pairs, weighted_value, tile_keys, tuple(excluded))
+
+    def generic() -> tuple[Array, Array]:
+        part = _by_chunks(backend, visits)
+        return part.ref, part.acc
+
+    ref, acc = backend.tile_partial(visits, generic)
+    return Partial(ref, acc)
+
+
+def _by_chunks(backend: Backend, visits: Visits) -> Partial:
+    """The same in array-API code, a chunk of blocks at a time."""
+    xp, blocks, intervals = backend.xp, visits.blocks, visits.intervals
+    pairs, weighted_value, tile_keys = visits.pairs, visits.weighted_value, visits.tile_keys
     lo, hi = (gather(xp, xp.reshape(x, (-1,)), blocks.rows) for x in (intervals.lo, intervals.hi))
     hi = xp.where(blocks.filled, hi, lo)
     n_slots = intervals.key_order.shape[0]
@@ -60,7 +98,7 @@ def interval_partial(
         of_chunk = [gather(xp, x, chosen) for x in (query_rows, lo, hi)]
         tile = _Tile(of_chunk[0], of_chunk[1], of_chunk[2], xp.take(start, chosen))
         steps = -(-int(xp.max(xp.take(width, chosen))) // tile_keys)
-        parts.append(_stream(backend, tile, steps, intervals, pairs, weighted_value, tile_keys, excluded))
+        parts.append(_stream(backend, tile, steps, visits))
     back = invert(xp, by_width)
     return Partial(
         gather(xp, xp.concat([part.ref for part in parts]), back),
@@ -89,14 +127,11 @@ def _stream(
     backend: Backend,
     tile: _Tile,
     steps: int,
-    intervals: Intervals,
-    pairs: Pairs,
-    weighted_value: Array,
-    tile_keys: int,
-    excluded: Sequence[Table],
+    visits: Visits,
 ) -> Partial:
     """Merge a chunk of query blocks over their keys, `tile_keys` at a time."""
-    xp = backend.xp
+    xp, intervals, pairs = backend.xp, visits.intervals, visits.pairs
+    weighted_value, tile_keys = visits.weighted_value, visits.tile_keys
     if steps == 0:
         return nothing_seen(backend, gather(xp, pairs.query[:, 0], tile.rows), weighted_value)
     query = gather(xp, pairs.query, tile.rows)
@@ -106,7 +141,7 @@ def _stream(
         key_rows = gather(xp, intervals.key_order, xp.clip(slots, 0, intervals.key_order.shape[0] - 1))
         visible = (slots[:, None, :] >= tile.lo[:, :, None]) & (slots[:, None, :] < tile.hi[:, :, None])
         visible = intervals.counted(xp, tile.rows, key_rows, visible)
-        for table in excluded:
+        for table in visits.excluded:
             visible = visible & ~table.holds(xp, tile.rows, key_rows)
         logits, factor = pairs.weights(backend, query, gather(xp, pairs.key, key_rows), visible)
         return softmax_partial(backend, logits, gather(xp, weighted_value, key_rows), factor)
