@@ -44,6 +44,7 @@ def test_each_library_has_its_backend(library):
         "numpy-readonly": "NumpyBackend",
         "torch:cpu": "TorchBackend",
         "torch:cuda": "TorchBackend",
+        "cupy": "CupyBackend",
     }.get(library.name, "Backend")
     assert type(found).__name__ == expected
     assert backends.backend_of(x=library.asarray(np.zeros(3))) is found

@@ -1,0 +1,44 @@
+"""CuPy: sums without atomics, tiles by one kernel, all on the arrays' device and the current stream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import cupy
+
+from scatterbrain_backends.cupy_.run import exp_below, scatter_add, tile_partial
+from scatterbrain_core.backend import Backend
+from scatterbrain_core.sparse_correction import Visits
+
+
+class CupyBackend(Backend):
+    """Backend for `cupy.ndarray`."""
+
+    # Launches cost more than the temporaries' memory.
+    chunk_elements = 2**24
+
+    def full_precision(self, like: Any) -> AbstractContextManager[Any]:
+        """On the device of `like`."""
+        device: AbstractContextManager[Any] = cupy.cuda.Device(like.device.id)
+        return device
+
+    def exp_below(self, logits: Any, reference: Any) -> Any:
+        """exp(logits - reference), written over `logits` in one pass."""
+        return exp_below(logits, reference)
+
+    def scatter_add(self, total: Any, index: Any, rows: Any) -> Any:
+        """`total` with rows added in place, those of one index in one order on every run."""
+        width = math.prod(total.shape[1:])
+        if 0 in rows.shape:
+            return total
+        sums = cupy.ascontiguousarray(total).reshape(len(total), width)
+        scatter_add(sums, index, cupy.ascontiguousarray(rows).reshape(len(rows), width))
+        return sums.reshape(total.shape)
+
+    def tile_partial(self, visits: Visits, generic: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
+        """By the kernel where it takes such visits, else by array-API code."""
+        found = tile_partial(self.xp, visits)
+        return generic() if found is None else found

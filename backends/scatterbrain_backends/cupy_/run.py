@@ -1,0 +1,63 @@
+"""Kernels on CuPy arrays, on the current device and stream; each is compiled once a device, on first use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cupy
+
+from scatterbrain_backends.cupy_.launches import Launch, segment_sum
+from scatterbrain_backends.cupy_.sources import OPTIONS, source
+from scatterbrain_backends.cupy_.tile_partial import inputs, is_taken, launch, tile_of
+from scatterbrain_core.sparse_correction import Visits
+
+exp_in_one_pass = cupy.ElementwiseKernel("T x, T reference", "T y", "y = exp(x - reference)", "exp_below")
+
+
+def exp_below(logits: Any, reference: Any) -> Any:
+    """exp(logits - reference), written over `logits`."""
+    return exp_in_one_pass(logits, reference, logits)
+
+
+def scatter_add(total: Any, index: Any, rows: Any) -> None:
+    """Add rows to those of `total` (n, width), both contiguous: one thread block a row of `total`."""
+    order = cupy.argsort(index)
+    index = index[order]
+    numbers = cupy.arange(len(total), dtype=index.dtype)
+    first, last = (cupy.searchsorted(index, numbers, side) for side in ("left", "right"))
+    order, first, last = (x.astype(cupy.int64, copy=False) for x in (order, first, last))
+    run(segment_sum(rows, order, first, last, total))
+
+
+def tile_partial(xp: Any, visits: Visits) -> tuple[Any, Any] | None:
+    """Partial results of visits by the kernel, `ref` and `acc`; None where it does not take them."""
+    tile = tile_of(visits, shared_bytes()) if is_taken(visits) else None
+    if tile is None:
+        return None
+    arrays = [cupy.ascontiguousarray(x) for x in inputs(xp, visits)]
+    shape, like = tuple(visits.blocks.rows.shape), arrays[0]
+    ref = cupy.empty(shape, like.dtype)
+    acc = cupy.empty((*shape, visits.weighted_value.shape[1]), like.dtype)
+    run(launch(tile, visits, [*arrays, ref, acc], [x.data.ptr for x in arrays[:2]]))
+    return ref, acc
+
+
+@cupy.memoize(for_each_device=True)  # type: ignore[untyped-decorator]
+def _function(name: str, kernel: str, shared: int) -> Any:
+    module = cupy.RawModule(code=source(name), options=OPTIONS, name_expressions=(kernel,))
+    function = module.get_function(kernel)
+    if shared:
+        function.max_dynamic_shared_size_bytes = shared
+    return function
+
+
+def run(launched: Launch) -> None:
+    """Run a kernel; its arrays are on the current device."""
+    function = _function(launched.source, launched.kernel, launched.shared_bytes)
+    function(launched.grid, launched.block, launched.arguments, shared_mem=launched.shared_bytes)
+
+
+@cupy.memoize(for_each_device=True)  # type: ignore[untyped-decorator]
+def shared_bytes() -> int:
+    """Shared memory that a thread block may have on the current device."""
+    return int(cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"])

@@ -1,0 +1,80 @@
+"""Sums over the tiles of visits by one kernel, for the visits that it can take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from scatterbrain_backends.cupy_.launches import Launch, Tile, choose_tile, dtype_name
+from scatterbrain_backends.cupy_.launches import tile_partial as launch_of
+from scatterbrain_core.rows import exact_weights
+from scatterbrain_core.sparse_correction import Visits
+from scatterbrain_core.tables import Intervals, Table
+
+VECTOR_BYTES = 16
+
+
+def is_taken(visits: Visits) -> bool:
+    """Whether the kernel computes such visits: exact weights on intervals, none of its arrays empty."""
+    listed = (visits.intervals, *visits.excluded)
+    return (
+        visits.pairs.weights is exact_weights
+        and all(type(table).counted is Intervals.counted for table in listed)
+        and all(type(table).holds is Table.holds for table in visits.excluded)
+        and 0 not in (*visits.pairs.key.shape, *visits.intervals.lo.shape, *visits.blocks.rows.shape)
+    )
+
+
+def tile_of(visits: Visits, shared_bytes: int) -> Tile | None:
+    """The form of the kernel's tiles; None where no form fits."""
+    columns = max(visits.pairs.query.shape[1], visits.weighted_value.shape[1] - 1)
+    return choose_tile(dtype_name(visits.pairs.query), columns, visits.tile_keys, shared_bytes)
+
+
+def inputs(xp: Any, visits: Visits) -> list[Any]:
+    """The kernel's input arrays, in the order of its parameters; those of indices as 64-bit integers."""
+    blocks, intervals = visits.blocks, visits.intervals
+    integers = (
+        intervals.key_order,
+        *(xp.reshape(x, (-1,)) for x in (intervals.lo, intervals.hi)),
+        blocks.rows,
+    )
+    key_order, lo, hi, rows = (xp.astype(x, xp.int64, copy=False) for x in integers)
+    arrays = (visits.pairs.query, visits.pairs.key, visits.weighted_value, key_order, lo, hi)
+    return [*arrays, rows, blocks.filled, *_excluded(xp, visits.excluded, lo)]
+
+
+def _excluded(xp: Any, tables: Sequence[Table], like: Any) -> list[Any]:
+    """Slots (T, n_keys) and intervals (n_query_rows, T, R) of tables; any array stands for none."""
+    if not tables:
+        return [like, like, like]
+    most = max(table.n_visits for table in tables)
+
+    def intervals(x: Any) -> Any:
+        nothing = xp.zeros_like(x[:, :1])
+        return xp.concat([x] + [nothing] * (most - x.shape[1]), axis=1)
+
+    arrays = (
+        xp.stack([table.slot for table in tables]),
+        *(xp.stack([intervals(x) for x in xs], axis=1) for xs in _bounds(tables)),
+    )
+    return [xp.astype(x, xp.int64, copy=False) for x in arrays]
+
+
+def _bounds(tables: Sequence[Table]) -> tuple[list[Any], list[Any]]:
+    return [table.lo for table in tables], [table.hi for table in tables]
+
+
+def launch(tile: Tile, visits: Visits, arrays: Sequence[Any], addresses: Sequence[int]) -> Launch:
+    """Launch for the kernel's arrays, inputs and then outputs.
+
+    Parameters
+    ----------
+    addresses : sequence of int
+        Of query and key.
+    """
+    n_excluded = len(visits.excluded), max((table.n_visits for table in visits.excluded), default=0)
+    query = arrays[0]
+    row_bytes = query.shape[1] * query.dtype.itemsize
+    is_aligned = all(x % VECTOR_BYTES == 0 for x in (row_bytes, *addresses))
+    return launch_of(tile, arrays, visits.intervals.n_visits, n_excluded, is_aligned)
