@@ -1,0 +1,116 @@
+"""Visits as the core makes them, of NumPy arrays, and their sums by the definition, in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import array_api_compat.numpy as xp
+import numpy as np
+
+from scatterbrain_backends.cupy_.launches import Launch, Tile
+from scatterbrain_backends.cupy_.tile_partial import inputs, launch
+from scatterbrain_core.rows import Pairs, exact_weights
+from scatterbrain_core.sparse_correction import Visits
+from scatterbrain_core.tables import Intervals, Table
+from scatterbrain_core.tiles import Blocks, cut
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of some visits.
+
+    Attributes
+    ----------
+    n_queries, n_keys, dim, columns : int
+    n_visits : int
+        Intervals of a query row.
+    longest : int
+        Most slots of an interval.
+    size : int
+        Places of a block.
+    n_excluded : int
+        Tables whose pairs are left out, of two intervals and more.
+    """
+
+    n_queries: int = 90
+    n_keys: int = 70
+    dim: int = 20
+    columns: int = 9
+    n_visits: int = 2
+    longest: int = 40
+    size: int = 64
+    n_excluded: int = 0
+    dtype: str = "float32"
+
+
+def _intervals(rng: np.random.Generator, case: Case, n_visits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Disjoint intervals of the slots, some of them empty and some that end before they start."""
+    edges = np.linspace(0, case.n_keys, n_visits + 1).astype(np.int64)
+    lo = rng.integers(edges[:-1], edges[1:] + 1, (case.n_queries, n_visits))
+    hi = np.minimum(lo + rng.integers(-3, case.longest + 1, lo.shape), edges[1:])
+    return lo, hi
+
+
+def make_visits(rng: np.random.Generator, case: Case) -> Visits:
+    """Random visits in blocks that start afresh at every tenth of the queries."""
+    query = rng.standard_normal((case.n_queries, case.dim)).astype(case.dtype)
+    key = rng.standard_normal((case.n_keys, case.dim)).astype(case.dtype)
+    value = rng.standard_normal((case.n_keys, case.columns)).astype(case.dtype)
+    value[:, -1] = rng.random(case.n_keys) < 0.9  # as of hidden keys, whose weight is zero
+    order = rng.permutation(case.n_keys)
+    lo, hi = _intervals(rng, case, case.n_visits)
+    visits = np.argsort(rng.random(lo.size), kind="stable")
+    group = np.sort(rng.integers(0, 5, lo.size))
+    excluded = []
+    for number in range(case.n_excluded):
+        own = rng.permutation(case.n_keys)
+        excluded.append(Table(own, *_intervals(rng, case, 2 + number), np.argsort(own), (64, 16)))
+    blocks = cut(xp, visits, group, case.size)
+    return Visits(
+        blocks, Intervals(order, lo, hi), Pairs(query, key, exact_weights), value, 16, tuple(excluded)
+    )
+
+
+def prepare(visits: Visits, tile: Tile) -> tuple[Launch, np.ndarray, np.ndarray]:
+    """The kernel's launch and its outputs, of which every entry is to be written."""
+    arrays = [np.ascontiguousarray(x) for x in inputs(xp, visits)]
+    dtype = arrays[0].dtype
+    ref = np.full(visits.blocks.rows.shape, np.nan, dtype)
+    acc = np.full((*ref.shape, visits.weighted_value.shape[1]), np.nan, dtype)
+    launched = launch(tile, visits, [*arrays, ref, acc], [x.ctypes.data for x in arrays[:2]])
+    return launched, ref, acc
+
+
+def by_definition(visits: Visits) -> tuple[np.ndarray, np.ndarray]:
+    """`ref` and `acc` in float64, one visit at a time."""
+    blocks: Blocks = visits.blocks
+    query, key, value = (
+        np.asarray(x, dtype=np.float64) for x in (visits.pairs.query, visits.pairs.key, visits.weighted_value)
+    )
+    ref = np.full(blocks.rows.shape, -np.inf)
+    acc = np.zeros((*ref.shape, value.shape[1]))
+    table = visits.intervals
+    for place in np.argwhere(blocks.filled):
+        row, r = divmod(int(blocks.rows[tuple(place)]), table.n_visits)
+        keys = table.key_order[table.lo[row, r] : max(table.hi[row, r], table.lo[row, r])]
+        keys = [j for j in keys if not any(_holds(other, row, j) for other in visits.excluded)]
+        if keys:
+            logits = key[keys] @ query[row]
+            ref[tuple(place)] = logits.max()
+            acc[tuple(place)] = np.exp(logits - logits.max()) @ value[keys]
+    return ref, acc
+
+
+def _holds(table: Table, row: int, key: int) -> bool:
+    slot = table.slot[key]
+    return any(lo <= slot < hi for lo, hi in zip(table.lo[row], table.hi[row], strict=True))
+
+
+def error(visits: Visits, ref: np.ndarray, acc: np.ndarray) -> float:
+    """Largest error of the sums, in units of the largest sum of a row's weights; inf where rows differ."""
+    expected_ref, expected = by_definition(visits)
+    seen = np.isfinite(expected_ref)
+    if not (np.array_equal(np.isfinite(ref), seen) and np.isfinite(acc).all() and not acc[~seen].any()):
+        return np.inf
+    off = np.abs(ref[seen] - expected_ref[seen]).max(initial=0.0)
+    return max(off, np.abs(acc - expected).max(initial=0.0))

@@ -1,0 +1,156 @@
+"""The kernels' logic: on the CPU, threads in three orders, against the definition; planted bugs are seen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernels.cases import Case, error, make_visits, prepare
+from kernels.host import COMPILER, ORDERS, HostKernels
+from scatterbrain_backends.cupy_.launches import Tile, all_tiles, choose_tile, segment_sum
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
+
+TILES = {
+    "4 lanes": ("float32", Tile(32, 64, 16, 4)),
+    "8 lanes": ("float32", Tile(64, 64, 64, 8)),
+    "wide": ("float32", Tile(96, 64, 32, 8)),
+    "double": ("float64", Tile(32, 64, 16, 8)),
+}
+CASES = {
+    "padded": Case(),
+    "full width": Case(dim=32, columns=33),
+    "one visit": Case(n_visits=1, longest=70),
+    "one key": Case(n_keys=1, n_visits=1, longest=1),
+    "no columns": Case(columns=1),
+    "small blocks": Case(size=8, n_queries=30),
+    "large blocks": Case(size=100, n_queries=120),
+    "odd": Case(dim=7, columns=6, n_visits=3),
+    "nothing": Case(longest=-1),
+    "left out": Case(n_excluded=1),
+    "two tables left out": Case(n_excluded=2, n_visits=1, longest=60),
+}
+BUGS = {
+    1: "no barrier before a tile is used",
+    2: "no barrier before a tile is overwritten",
+    3: "no barrier between a row's weights and their use",
+    4: "one key too many",
+    5: "keys before the interval",
+    6: "maximum over half of the lanes",
+    7: "sums not brought to the new maximum",
+    8: "places that are not filled",
+    9: "slots taken for keys",
+    10: "weights of one lane for those of the row",
+    11: "visits taken for query rows",
+    12: "padding columns left as they were",
+    13: "rows behind the last key left as they were",
+    14: "pairs counted twice",
+}
+TOLERANCE = {"float32": 2e-5, "float64": 1e-13}
+
+
+@pytest.fixture(scope="session")
+def tile_kernels(tmp_path_factory):
+    names = [tile.kernel(dtype) for dtype, tile in TILES.values()]
+    return HostKernels("tile_partial", names, tmp_path_factory.mktemp("tiles"))
+
+
+@pytest.fixture(scope="session")
+def sum_kernels(tmp_path_factory):
+    return HostKernels(
+        "segment_sum", ["segment_sum<float>", "segment_sum<double>"], tmp_path_factory.mktemp("sums")
+    )
+
+
+def run(kernels, rng, case, tile, **how):
+    visits = make_visits(rng, case)
+    launch, ref, acc = prepare(visits, tile)
+    kernels.run(launch, **how)
+    return error(visits, ref, acc), ref, acc
+
+
+def test_the_tiles_tested_are_among_those_launched():
+    assert {tile for _, tile in TILES.values()} <= {tile for _, tile in all_tiles()}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("kind", TILES)
+def test_sums_are_those_of_the_definition(tile_kernels, rng, case, kind):
+    dtype, tile = TILES[kind]
+    case = Case(**{**vars(case), "dtype": dtype})
+    assert run(tile_kernels, rng, case, tile)[0] <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("kind", ["4 lanes", "8 lanes"])
+def test_no_order_of_the_threads_changes_a_bit(tile_kernels, kind):
+    _, tile = TILES[kind]
+    results = [
+        run(tile_kernels, np.random.default_rng(5), Case(n_excluded=1), tile, order=order, seed=seed)[1:]
+        for order, seed in [*((order, 0) for order in ORDERS), ("random", 1)]
+    ]
+    for ref, acc in results[1:]:
+        np.testing.assert_array_equal(ref, results[0][0])
+        np.testing.assert_array_equal(acc, results[0][1])
+
+
+def test_large_logits_do_not_overflow(tile_kernels, rng):
+    visits = make_visits(rng, Case(longest=70, n_visits=1))
+    visits.pairs.query[:] *= 100
+    launch, ref, acc = prepare(visits, TILES["4 lanes"][1])
+    tile_kernels.run(launch)
+    assert ref[np.isfinite(ref)].max() > 500
+    assert np.isfinite(acc).all()
+    assert (acc[np.isfinite(ref)][:, -1] <= 71).all()
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: BUGS[bug].replace(" ", "-"))
+def test_planted_bugs_are_seen(tile_kernels, bug):
+    """In some case, some order of the threads gives a wrong sum, or stops."""
+    cases = [Case(n_excluded=1), CASES["odd"], CASES["one key"]]
+    tile = TILES["4 lanes"][1]
+
+    def is_seen(case, order):
+        try:
+            found, *_ = run(tile_kernels, np.random.default_rng(6), case, tile, order=order, bug=bug)
+        except RuntimeError:
+            return True
+        return not found <= TOLERANCE["float32"]
+
+    assert any(is_seen(case, order) for case in cases for order in ORDERS)
+
+
+def sums(kernels, dtype, width, n_segments=9, n_rows=70, **how):
+    rng = np.random.default_rng(7)
+    rows = rng.standard_normal((n_rows, width)).astype(dtype)
+    index = rng.integers(0, n_segments - 1, n_rows)
+    total = rng.standard_normal((n_segments, width)).astype(dtype)
+    expected = total.astype(np.float64)
+    np.add.at(expected, index, rows)
+    order = np.argsort(index, kind="stable")
+    first, last = (np.searchsorted(index[order], np.arange(n_segments), side) for side in ("left", "right"))
+    kernels.run(segment_sum(rows, order, first, last, total), **how)
+    return np.abs(total - expected).max()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("width", [1, 3, 32, 65])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_segment_sums(sum_kernels, dtype, width, order):
+    assert sums(sum_kernels, dtype, width, order=order) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("bug", [1, 2, 3], ids=["no-barrier", "last-row-lost", "total-overwritten"])
+def test_planted_bugs_of_segment_sums_are_seen(sum_kernels, bug):
+    assert any(not sums(sum_kernels, "float32", 3, order=order, bug=bug) <= 1e-3 for order in ORDERS)
+
+
+def test_tiles_fit_where_they_are_chosen():
+    for dtype, columns, keys, room in [("float32", 64, 16, 2**16), ("float32", 128, 64, 2**17)]:
+        tile = choose_tile(dtype, columns, keys, room)
+        assert tile.width >= columns
+        assert tile.shared_bytes(dtype) <= room
+    assert choose_tile("float32", 64, 64, 227 * 1024).keys == 64
+    assert choose_tile("float32", 64, 64, 48 * 1024).keys == 16
+    assert choose_tile("float64", 128, 16, 2**16) is None
+    assert choose_tile("float32", 129, 16, 2**18) is None
+    assert choose_tile("float16", 64, 16, 2**18) is None
