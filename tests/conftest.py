@@ -27,6 +27,10 @@ hypothesis.settings.register_profile("nightly", derandomize=False, deadline=None
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+ON_CUDA = ["cupy", "torch:cuda"]
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(config, items):
     """Leave out methods under masks that they refuse (test_bad_input tests that they do), and thin products.
 
@@ -36,6 +40,8 @@ def pytest_collection_modifyitems(config, items):
     """
     kept, left_out, absent = [], [], set()
     for item in items:
+        if parameters(item).get("library") in ON_CUDA:
+            item.add_marker("gpu")
         where = absent_library(item), item.nodeid.partition("[")[0]
         is_kept = is_test(item) and is_in_turn(item) and where not in absent
         (kept if is_kept else left_out).append(item)

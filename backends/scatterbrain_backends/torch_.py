@@ -1,13 +1,18 @@
-"""Torch: autograd needs the streaming references to be constants."""
+"""Torch: autograd needs the streaming references to be constants; on CUDA, CuPy's kernels where it is."""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from scatterbrain_core.backend import Backend
+from scatterbrain_core.sparse_correction import Visits
 
 
 class TorchBackend(Backend):
@@ -30,5 +35,39 @@ class TorchBackend(Backend):
         return logits.sub_(reference).exp_()
 
     def scatter_add(self, total: Any, index: Any, rows: Any) -> Any:
-        """`total` with rows added in place."""
-        return total.index_add_(0, index, rows)
+        """`total` with rows added in place, on CUDA without the atomics of `index_add_`."""
+        if total.device.type != "cuda":
+            return total.index_add_(0, index, rows)
+        kernels = _kernels(total, rows)
+        if kernels is None or 0 in rows.shape:
+            return total.index_put_((index,), rows, accumulate=True)  # sorts the indices
+        return kernels.scatter_add(total, index, rows)
+
+    def tile_partial(self, visits: Visits, generic: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
+        """By CuPy's kernel on CUDA where nothing is differentiated and CuPy is installed."""
+        kernels = _kernels(visits.pairs.query, visits.pairs.key, visits.weighted_value)
+        found = None if kernels is None else kernels.tile_partial(self.xp, visits)
+        return generic() if found is None else found
+
+
+def _kernels(*tensors: Any) -> Any:
+    """The module of the kernels; None where they cannot or must not be used on these tensors."""
+    if any(x.device.type != "cuda" or is_differentiated(x) for x in tensors):
+        return None
+    return None if torch.compiler.is_compiling() else _cuda_module()
+
+
+@cache
+def _cuda_module() -> Any:
+    try:
+        return importlib.import_module("scatterbrain_backends.cupy_.on_torch")
+    except ImportError:  # no CuPy, or one for other libraries than those here
+        return None
+
+
+def is_differentiated(x: Any) -> bool:
+    """Whether autograd, forward or backward, or a transform of torch.func follows what is done to `x`."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return True
+    is_wrapped: Callable[[Any], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+    return is_wrapped(x) or forward_ad.unpack_dual(x).tangent is not None

@@ -40,5 +40,10 @@ class CupyBackend(Backend):
 
     def tile_partial(self, visits: Visits, generic: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
         """By the kernel where it takes such visits, else by array-API code."""
-        found = tile_partial(self.xp, visits)
+        query = visits.pairs.query
+
+        def empty(shape: tuple[int, ...]) -> Any:
+            return cupy.empty(shape, query.dtype)
+
+        found = tile_partial(self.xp, visits, cupy.ascontiguousarray, empty)
         return generic() if found is None else found

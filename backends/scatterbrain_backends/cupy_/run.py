@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import cupy
@@ -29,16 +30,27 @@ def scatter_add(total: Any, index: Any, rows: Any) -> None:
     run(segment_sum(rows, order, first, last, total))
 
 
-def tile_partial(xp: Any, visits: Visits) -> tuple[Any, Any] | None:
-    """Partial results of visits by the kernel, `ref` and `acc`; None where it does not take them."""
+def tile_partial(
+    xp: Any, visits: Visits, as_cupy: Callable[[Any], Any], empty: Callable[[tuple[int, ...]], Any]
+) -> tuple[Any, Any] | None:
+    """Partial results of visits by the kernel, `ref` and `acc`; None where it does not take them.
+
+    Parameters
+    ----------
+    xp : namespace
+        Of the arrays in `visits`.
+    as_cupy : callable
+        One of these arrays as a contiguous CuPy array, of the same memory where it is contiguous.
+    empty : callable
+        A new array of the library, in the dtype of the queries.
+    """
     tile = tile_of(visits, shared_bytes()) if is_taken(visits) else None
     if tile is None:
         return None
-    arrays = [cupy.ascontiguousarray(x) for x in inputs(xp, visits)]
-    shape, like = tuple(visits.blocks.rows.shape), arrays[0]
-    ref = cupy.empty(shape, like.dtype)
-    acc = cupy.empty((*shape, visits.weighted_value.shape[1]), like.dtype)
-    run(launch(tile, visits, [*arrays, ref, acc], [x.data.ptr for x in arrays[:2]]))
+    arrays = [as_cupy(x) for x in inputs(xp, visits)]
+    shape = tuple(visits.blocks.rows.shape)
+    ref, acc = empty(shape), empty((*shape, visits.weighted_value.shape[1]))
+    run(launch(tile, visits, [*arrays, as_cupy(ref), as_cupy(acc)], [x.data.ptr for x in arrays[:2]]))
     return ref, acc
 
 
@@ -60,4 +72,6 @@ def run(launched: Launch) -> None:
 @cupy.memoize(for_each_device=True)  # type: ignore[untyped-decorator]
 def shared_bytes() -> int:
     """Shared memory that a thread block may have on the current device."""
-    return int(cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"])
+    runtime = cupy.cuda.runtime
+    device, attribute = cupy.cuda.Device().id, runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin
+    return int(runtime.deviceGetAttribute(attribute, device))

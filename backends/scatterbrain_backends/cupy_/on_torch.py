@@ -1,0 +1,58 @@
+"""The kernels on Torch tensors: on the same memory, on Torch's current stream of their device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import cupy
+import torch
+
+from scatterbrain_backends.cupy_ import run
+from scatterbrain_core.sparse_correction import Visits
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """Torch's stream, by the protocol that older versions of Torch lack."""
+
+    address: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.address
+
+
+@contextmanager
+def _on_stream_of(tensor: Any) -> Iterator[None]:
+    """CuPy's current device and stream are Torch's."""
+    number = tensor.device.index
+    address = torch.cuda.current_stream(number).cuda_stream
+    with cupy.cuda.Device(number):
+        if hasattr(cupy.cuda.Stream, "from_external"):
+            stream = cupy.cuda.Stream.from_external(_Stream(address))
+        else:  # CuPy 13
+            stream = cupy.cuda.ExternalStream(address, number)
+        with stream:
+            yield
+
+
+def _as_cupy(tensor: Any) -> Any:
+    return cupy.asarray(tensor.detach().contiguous())
+
+
+def tile_partial(xp: Any, visits: Visits) -> tuple[Any, Any] | None:
+    """Partial results of visits of tensors by the kernel; None where it does not take them."""
+    query: Any = visits.pairs.query
+    with _on_stream_of(query):
+        return run.tile_partial(xp, visits, _as_cupy, lambda shape: query.new_empty(shape))
+
+
+def scatter_add(total: Any, index: Any, rows: Any) -> Any:
+    """`total` with rows added, those of one index in one order on every run."""
+    total = total.contiguous()
+    with _on_stream_of(total):
+        sums = _as_cupy(total.reshape(len(total), -1))
+        run.scatter_add(sums, _as_cupy(index), _as_cupy(rows.reshape(len(rows), -1)))
+    return total

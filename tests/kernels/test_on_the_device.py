@@ -1,0 +1,185 @@
+"""The kernels on a GPU: against the definition and the generic code, on CuPy arrays and Torch tensors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from libraries import make_library
+from oracle import relative_error
+from problems import draw_problem
+
+import scatterbrain_core as sb
+from kernels.cases import Case, error, make_visits
+from scatterbrain_backends.cupy_.launches import all_tiles
+from scatterbrain_core.backend import Backend, backend_of
+from scatterbrain_core.sparse_correction import Visits, interval_partial
+from scatterbrain_core.tables import Intervals, Table
+
+pytestmark = pytest.mark.gpu
+
+CASES = {
+    "padded": Case(300, 200, 20, 9),
+    "full width": Case(300, 200, 64, 65, longest=90),
+    "wide": Case(300, 200, 100, 101, longest=90),
+    "widest": Case(200, 100, 128, 129, n_visits=1),
+    "odd": Case(200, 130, 7, 6, n_visits=3),
+    "nothing": Case(longest=-1),
+    "small blocks": Case(size=8, n_visits=3),
+    "large blocks": Case(500, 90, size=100, n_visits=1),
+    "left out": Case(300, 200, 64, 65, n_excluded=2, longest=90),
+    "too wide": Case(100, 100, 140, 5),
+}
+TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
+FORMS = {"scatterbrain": "scatterbrain", "auto": "auto", "lsh": "lsh", "exact": "exact"}
+
+
+@pytest.fixture(params=["cupy", "torch:cuda"])
+def library(request):
+    library = make_library(request.param)
+    if library.name == "torch:cuda":
+        pytest.importorskip("cupy")
+    return library
+
+
+@pytest.fixture
+def cupy():
+    make_library("cupy")
+    return pytest.importorskip("cupy")
+
+
+def on_device(library, visits):
+    """The same visits of arrays of the library."""
+
+    def move(x, kind):
+        own = {name: library.asarray(a) if isinstance(a, np.ndarray) else a for name, a in vars(x).items()}
+        return kind(**own)
+
+    return Visits(
+        move(visits.blocks, type(visits.blocks)),
+        move(visits.intervals, Intervals),
+        replace(
+            visits.pairs, query=library.asarray(visits.pairs.query), key=library.asarray(visits.pairs.key)
+        ),
+        library.asarray(visits.weighted_value),
+        visits.tile_keys,
+        tuple(move(table, Table) for table in visits.excluded),
+    )
+
+
+def partial(visits, backend=None):
+    backend = backend or backend_of(x=visits.weighted_value)
+    arguments = (visits.blocks, visits.intervals, visits.pairs, visits.weighted_value, visits.tile_keys)
+    return interval_partial(backend, *arguments, visits.excluded)
+
+
+@pytest.mark.parametrize("tile_keys", [16, 64])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_the_kernel_is_the_definition_and_the_generic_code(library, rng, dtype, case, tile_keys):
+    visits = replace(make_visits(rng, replace(case, dtype=dtype)), tile_keys=tile_keys)
+    there = on_device(library, visits)
+    own = partial(there)
+    assert library.is_own(own.acc)
+    assert error(visits, *map(library.to_numpy, (own.ref, own.acc))) <= TOLERANCE[dtype]
+    generic = partial(there, Backend(backend_of(x=there.weighted_value).xp))
+    assert error(visits, *map(library.to_numpy, (generic.ref, generic.acc))) <= TOLERANCE[dtype]
+
+
+def test_every_form_of_a_tile(cupy, rng, monkeypatch):
+    from scatterbrain_backends.cupy_ import run
+
+    for dtype, tile in all_tiles():
+        monkeypatch.setattr(run, "tile_of", lambda *_, tile=tile: tile)
+        case = Case(400, 300, tile.width - 3, tile.width - 1, longest=150, n_excluded=1, dtype=dtype)
+        visits = make_visits(rng, case)
+        own = partial(on_device(make_library("cupy"), visits))
+        off = error(visits, cupy.asnumpy(own.ref), cupy.asnumpy(own.acc))
+        assert off <= TOLERANCE[dtype], (dtype, tile)
+
+
+def test_every_run_gives_the_same_bits(library):
+    visits = on_device(library, make_visits(np.random.default_rng(3), Case(3000, 2000, 64, 65, longest=300)))
+    rows = library.asarray(np.random.default_rng(4).standard_normal((50000, 65)).astype("float32"))
+    index = library.asarray(np.random.default_rng(5).integers(0, 40, 50000))
+    backend = backend_of(x=rows)
+    results = [(partial(visits), backend.segment_sum(rows, index, 41)) for _ in range(4)]
+    first, *others = ([part.ref, part.acc, sums] for part, sums in results)
+    for other in others:
+        for x, y in zip(first, other, strict=True):
+            np.testing.assert_array_equal(library.to_numpy(x), library.to_numpy(y))
+    expected = np.zeros((41, 65))
+    np.add.at(expected, library.to_numpy(index), library.to_numpy(rows).astype(np.float64))
+    assert relative_error(library.to_numpy(first[2]), expected) <= 1e-6
+
+
+@pytest.mark.parametrize("method", FORMS)
+def test_public_calls_are_numpys(library, dtype, is_causal, method, rng):
+    arrays = draw_problem(rng, 700, 700, dim=64, dtype=dtype)
+    own = sb.attention(*library.arrays(*arrays), method=method, is_causal=is_causal)
+    expected = sb.attention(*arrays, method=method, is_causal=is_causal)
+    # A tie that rounding tips over changes a few rows.
+    off = np.abs(library.to_numpy(own) - expected).max(axis=-1) > {"float32": 1e-3, "float64": 1e-9}[dtype]
+    assert off.mean() <= 0.01
+
+
+def test_another_stream(cupy, rng):
+    arrays = [cupy.asarray(x) for x in draw_problem(rng, 900, 900, dim=64, dtype="float32")]
+    first = sb.attention(*arrays)
+    cupy.cuda.Device().synchronize()
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        second = sb.attention(*arrays)
+        stream.synchronize()
+    cupy.testing.assert_array_equal(first, second)
+
+
+def test_another_stream_of_torch(rng):
+    make_library("torch:cuda")
+    import torch
+
+    arrays = [torch.asarray(x, device="cuda") for x in draw_problem(rng, 900, 900, dim=64, dtype="float32")]
+    first = sb.attention(*arrays)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        # What is computed just before, on this stream, must be there when the kernels start.
+        late = [(x * 3) / 3 for x in arrays]
+        second = sb.attention(*late)
+    stream.synchronize()
+    assert relative_error(second.cpu().numpy(), first.cpu().numpy()) <= 1e-2
+    with torch.cuda.stream(stream):
+        third = sb.attention(*late)
+    stream.synchronize()
+    assert torch.equal(second, third)
+
+
+def test_views_that_are_neither_contiguous_nor_aligned(library, rng):
+    arrays = draw_problem(rng, 300, 300, dim=65, dtype="float32")
+    narrow = [x[..., 1:] for x in arrays]
+    form = {"method": sb.Scatterbrain(sparse=sb.LocalWindow(64)), "scale": 1.0}
+    own = sb.attention(*(x[..., 1:] for x in library.arrays(*arrays)), **form)
+    expected = sb.attention(*map(np.ascontiguousarray, narrow), **form)
+    assert relative_error(library.to_numpy(own), expected) <= 1e-5
+
+
+def test_gradients_are_those_of_the_cpu(rng):
+    make_library("torch:cuda")
+    import torch
+
+    arrays = draw_problem(rng, 200, 200, dim=16)
+    gradients = []
+    for device in ("cpu", "cuda"):
+        leaves = [torch.asarray(x, device=device).requires_grad_() for x in arrays]
+        sb.attention(*leaves, method="scatterbrain").square().sum().backward()
+        gradients.append([x.grad.cpu().numpy() for x in leaves])
+    for own, expected in zip(*gradients, strict=True):
+        assert relative_error(own, expected) <= 1e-9
+
+
+def test_memory_is_given_back(cupy, rng):
+    arrays = [cupy.asarray(x) for x in draw_problem(rng, 900, 900, dim=64, dtype="float32")]
+    sb.attention(*arrays)
+    pool = cupy.get_default_memory_pool()
+    before = pool.used_bytes()
+    sb.attention(*arrays)
+    assert pool.used_bytes() == before
