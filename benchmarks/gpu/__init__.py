@@ -1,0 +1,1 @@
+"""Speed, memory and error on a CUDA device."""
