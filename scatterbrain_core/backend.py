@@ -39,13 +39,18 @@ class Backend:
     Attributes
     ----------
     chunk_elements : int
-        How many elements one temporary may have; longer work is cut into chunks of this size.
+        How many elements one temporary may have, where the device says no other; longer work is cut into
+        chunks of this size.
     """
 
     chunk_elements = 2**20
 
     def __init__(self, xp: Namespace) -> None:
         self.xp = xp
+
+    def chunk_of(self, like: Array) -> int:  # noqa: ARG002
+        """How many elements one temporary may have on the device of `like`."""
+        return self.chunk_elements
 
     def stop_gradient(self, x: Array) -> Array:
         """`x` as a constant for automatic differentiation; the same array where there is none."""

@@ -93,7 +93,7 @@ def _by_chunks(backend: Backend, visits: Visits) -> Partial:
     by_width = xp.argsort(width, descending=True)
     query_rows = blocks.rows if intervals.n_visits == 1 else blocks.rows // intervals.n_visits
     parts = []
-    for chunk in _chunks(blocks, pairs, weighted_value, tile_keys, backend.chunk_elements):
+    for chunk in _chunks(blocks, pairs, weighted_value, tile_keys, backend.chunk_of(pairs.query)):
         chosen = by_width[chunk]
         of_chunk = [gather(xp, x, chosen) for x in (query_rows, lo, hi)]
         tile = _Tile(of_chunk[0], of_chunk[1], of_chunk[2], xp.take(start, chosen))

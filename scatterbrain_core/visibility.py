@@ -31,12 +31,9 @@ def visible_pairs(problem: Problem, heads: slice, rows: slice) -> Array:
 def map_row_blocks(problem: Problem, function: Callable[[slice, slice], tuple[Array, ...]]) -> list[Array]:
     """Arrays that `function` gives for blocks of rows of heads, (h, r, ...), put together as (H, Lq, ...)."""
     xp = problem.xp
-    n_rows = min(problem.n_queries, max(1, problem.backend.chunk_elements // problem.n_keys))
-    step = (
-        1
-        if problem.dense_mask is not None
-        else max(1, problem.backend.chunk_elements // (problem.n_queries * problem.n_keys))
-    )
+    limit = problem.backend.chunk_of(problem.query)
+    n_rows = min(problem.n_queries, max(1, limit // problem.n_keys))
+    step = 1 if problem.dense_mask is not None else max(1, limit // (problem.n_queries * problem.n_keys))
     by_heads = []
     for head in range(0, problem.n_heads, step):
         heads = slice(head, min(head + step, problem.n_heads))

@@ -11,12 +11,17 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+from scatterbrain_backends.cupy_.launches import CHUNK_ELEMENTS
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.sparse_correction import Visits
 
 
 class TorchBackend(Backend):
     """Backend for `torch.Tensor` on any device."""
+
+    def chunk_of(self, like: Any) -> int:
+        """More on CUDA, where launches cost more than the temporaries' memory."""
+        return CHUNK_ELEMENTS if like.device.type == "cuda" else self.chunk_elements
 
     def stop_gradient(self, x: Any) -> Any:
         """`x` cut from the autograd graph."""

@@ -115,6 +115,6 @@ def values_of(context: Context, grown: State) -> Array:
 def in_chunks(context: Context, n_keys: int, of_rows: Callable[[slice], Partial]) -> Partial:
     """Partial results of all new queries, so many at a time that a temporary of all pairs stays small."""
     problem = context.problem
-    step = max(1, problem.backend.chunk_elements // (problem.n_heads * n_keys))
+    step = max(1, problem.backend.chunk_of(problem.query) // (problem.n_heads * n_keys))
     edges = [*range(0, problem.n_queries, step), problem.n_queries]
     return concat_tokens(context, [of_rows(slice(*edge)) for edge in pairwise(edges)])

@@ -29,12 +29,15 @@ class TracingBackend(Backend):
     def __init__(self, backend: Backend) -> None:
         super().__init__(traced_namespace(backend.xp))
         self.base, self.tape = backend, Tape(backend)
-        self.chunk_elements = backend.chunk_elements
 
     def watch(self, x: Any) -> Any:
         """`x` as an array with respect to which `gradients` differentiates."""
         x = self.base.stop_gradient(x)
         return Traced(x, self.tape, leaf(tuple(x.shape)))
+
+    def chunk_of(self, like: Any) -> int:
+        """What the backend of the arrays themselves says."""
+        return self.base.chunk_of(untraced(like))
 
     def stop_gradient(self, x: Any) -> Any:
         """A traced array as a constant."""

@@ -136,7 +136,7 @@ class SampledColumns(Support):
         """Log of the probability of each key but for a constant, (H, Lk), from pilots at positions (H, p)."""
         xp, constant = problem.xp, problem.backend.stop_gradient
         query = rows_at(xp, constant(problem.query), index)
-        step = max(1, problem.backend.chunk_elements // (problem.n_heads * problem.n_keys))
+        step = max(1, problem.backend.chunk_of(query) // (problem.n_heads * problem.n_keys))
         squares = None
         for first in range(0, index.shape[1], step):
             pilots = slice(first, min(first + step, index.shape[1]))

@@ -9,7 +9,7 @@ import numpy as np
 
 from scatterbrain_backends.cupy_.launches import Launch, Tile
 from scatterbrain_backends.cupy_.tile_partial import inputs, launch
-from scatterbrain_core.rows import Pairs, exact_weights
+from scatterbrain_core.rows import Pairs, exact_weights, unit_weights
 from scatterbrain_core.sparse_correction import Visits
 from scatterbrain_core.tables import Intervals, Table
 from scatterbrain_core.tiles import Blocks, cut
@@ -30,6 +30,8 @@ class Case:
         Places of a block.
     n_excluded : int
         Tables whose pairs are left out, of two intervals and more.
+    is_unit : bool
+        All pairs weigh one.
     """
 
     n_queries: int = 90
@@ -40,6 +42,7 @@ class Case:
     longest: int = 40
     size: int = 64
     n_excluded: int = 0
+    is_unit: bool = False
     dtype: str = "float32"
 
 
@@ -66,9 +69,8 @@ def make_visits(rng: np.random.Generator, case: Case) -> Visits:
         own = rng.permutation(case.n_keys)
         excluded.append(Table(own, *_intervals(rng, case, 2 + number), np.argsort(own), (64, 16)))
     blocks = cut(xp, visits, group, case.size)
-    return Visits(
-        blocks, Intervals(order, lo, hi), Pairs(query, key, exact_weights), value, 16, tuple(excluded)
-    )
+    pairs = Pairs(query, key, unit_weights if case.is_unit else exact_weights)
+    return Visits(blocks, Intervals(order, lo, hi), pairs, value, 16, tuple(excluded))
 
 
 def prepare(visits: Visits, tile: Tile) -> tuple[Launch, np.ndarray, np.ndarray]:
@@ -95,7 +97,7 @@ def by_definition(visits: Visits) -> tuple[np.ndarray, np.ndarray]:
         keys = table.key_order[table.lo[row, r] : max(table.hi[row, r], table.lo[row, r])]
         keys = [j for j in keys if not any(_holds(other, row, j) for other in visits.excluded)]
         if keys:
-            logits = key[keys] @ query[row]
+            logits = key[keys] @ query[row] * (visits.pairs.weights is exact_weights)
             ref[tuple(place)] = logits.max()
             acc[tuple(place)] = np.exp(logits - logits.max()) @ value[keys]
     return ref, acc

@@ -18,6 +18,7 @@ TILES = {
     "double": ("float64", Tile(32, 64, 16, 8)),
 }
 CASES = {
+    "counted": Case(is_unit=True, dim=1, columns=1, n_excluded=1),
     "padded": Case(),
     "full width": Case(dim=32, columns=33),
     "one visit": Case(n_visits=1, longest=70),

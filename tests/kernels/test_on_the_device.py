@@ -20,6 +20,7 @@ from scatterbrain_core.tables import Intervals, Table
 pytestmark = pytest.mark.gpu
 
 CASES = {
+    "counted": Case(is_unit=True, dim=1, columns=1, n_excluded=1),
     "padded": Case(300, 200, 20, 9),
     "full width": Case(300, 200, 64, 65, longest=90),
     "wide": Case(300, 200, 100, 101, longest=90),

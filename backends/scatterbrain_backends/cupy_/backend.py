@@ -9,6 +9,7 @@ from typing import Any
 
 import cupy
 
+from scatterbrain_backends.cupy_.launches import CHUNK_ELEMENTS
 from scatterbrain_backends.cupy_.run import exp_below, scatter_add, tile_partial
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.sparse_correction import Visits
@@ -17,8 +18,7 @@ from scatterbrain_core.sparse_correction import Visits
 class CupyBackend(Backend):
     """Backend for `cupy.ndarray`."""
 
-    # Launches cost more than the temporaries' memory.
-    chunk_elements = 2**24
+    chunk_elements = CHUNK_ELEMENTS
 
     def full_precision(self, like: Any) -> AbstractContextManager[Any]:
         """On the device of `like`."""

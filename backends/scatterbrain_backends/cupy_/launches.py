@@ -90,6 +90,8 @@ LANES = {
     "float32": {32: NARROW, 64: NARROW, 96: WIDE, 128: WIDE},
     "float64": dict.fromkeys((32, 64, 96, 128), DOUBLE),
 }
+# Elements of a temporary of generic code on such a device: launches cost more than its memory.
+CHUNK_ELEMENTS = 2**24
 # Threads of `segment_sum`, and how many of them stand side by side in a row.
 SUM_THREADS, SUM_COLUMNS = 256, 32
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from scatterbrain_backends.cupy_.launches import Launch, Tile, choose_tile, dtype_name
 from scatterbrain_backends.cupy_.launches import tile_partial as launch_of
-from scatterbrain_core.rows import exact_weights
+from scatterbrain_core.rows import exact_weights, unit_weights
 from scatterbrain_core.sparse_correction import Visits
 from scatterbrain_core.tables import Intervals, Table
 
@@ -15,10 +15,10 @@ VECTOR_BYTES = 16
 
 
 def is_taken(visits: Visits) -> bool:
-    """Whether the kernel computes such visits: exact weights on intervals, none of its arrays empty."""
+    """Whether the kernel computes such visits: exact or unit weights on intervals, no array empty."""
     listed = (visits.intervals, *visits.excluded)
     return (
-        visits.pairs.weights is exact_weights
+        visits.pairs.weights in (exact_weights, unit_weights)
         and all(type(table).counted is Intervals.counted for table in listed)
         and all(type(table).holds is Table.holds for table in visits.excluded)
         and 0 not in (*visits.pairs.key.shape, *visits.intervals.lo.shape, *visits.blocks.rows.shape)
@@ -40,7 +40,10 @@ def inputs(xp: Any, visits: Visits) -> list[Any]:
         blocks.rows,
     )
     key_order, lo, hi, rows = (xp.astype(x, xp.int64, copy=False) for x in integers)
-    arrays = (visits.pairs.query, visits.pairs.key, visits.weighted_value, key_order, lo, hi)
+    query = visits.pairs.query
+    if visits.pairs.weights is unit_weights:
+        query = xp.zeros_like(query)  # all logits are zero
+    arrays = (query, visits.pairs.key, visits.weighted_value, key_order, lo, hi)
     return [*arrays, rows, blocks.filled, *_excluded(xp, visits.excluded, lo)]
 
 
