@@ -20,11 +20,12 @@ from scatterbrain_core.tiles import Blocks
 QUERY_ROWS, KEY_ROWS, BLOCKS, SIZE = 2**18, 2**18, 2**14, 64
 # Beside those that are launched, forms that might be: which ones are, was chosen without a device.
 CANDIDATES = (
-    Tile(64, 64, 16, 8),
-    Tile(64, 64, 32, 4),
-    Tile(64, 64, 32, 8),
-    Tile(64, 64, 64, 16),
-    Tile(128, 64, 64, 8),
+    Tile(64, 4, 16, 8),
+    Tile(64, 4, 32, 4),
+    Tile(64, 4, 32, 8),
+    Tile(64, 4, 64, 16),
+    Tile(64, 2, 16, 4),
+    Tile(128, 4, 64, 8),
 )
 REPEATS = 10
 

@@ -13,7 +13,7 @@ from scatterbrain_core.routing.layout import Layout, lay_out
 from scatterbrain_core.routing.spending import Spending
 from scatterbrain_core.routing.tree import Tree, grow, padded, view_of_chunk
 from scatterbrain_core.routing.view import Choice, View, choose, far_partial, opened_pairs, rank
-from scatterbrain_core.routing.visits import opened_partial
+from scatterbrain_core.routing.visits import opened_partial, places_of
 from scatterbrain_core.sparse import RoutedClusters
 from scatterbrain_core.tiles import integers
 
@@ -113,7 +113,9 @@ def _solve_chunk(problem: Problem, tree: Tree, chunk: Chunk) -> Routed:
     if view is None or choice is None:
         nothing = Partial(xp.full_like(near.ref, -math.inf), xp.zeros_like(near.acc))
         return Routed(near, nothing, pairs, xp.zeros_like(pairs))
-    opened = opened_partial(backend, chunk.query, choice.opened, view, tree.keys)
+    layout = tree.layout
+    places = places_of(layout.chunk, layout.refined, layout.length)
+    opened = opened_partial(backend, chunk.query, choice.opened, view, tree.keys, places)
     return Routed(
         merge(backend, near, opened),
         far_partial(backend, view, choice),

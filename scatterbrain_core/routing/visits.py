@@ -13,9 +13,10 @@ from scatterbrain_core.routing.view import View
 from scatterbrain_core.rows import Pairs, exact_weights
 from scatterbrain_core.sparse_correction import interval_partial, unblock_partial
 from scatterbrain_core.tables import Intervals
-from scatterbrain_core.tiles import cut, gather, integers
+from scatterbrain_core.tiles import cut, gather, integers, power_of_two
 
 TILE = (64, 16)
+LEAST_PLACES = 8
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,21 @@ class Keys:
     weighted_value: Array
 
 
-def opened_partial(backend: Backend, query: Array, opened: Array, view: View, keys: Keys) -> Partial:
+def places_of(n_rows: int, entries: int, n_keys: int) -> int:
+    """Places of a block for the visits of a cluster, by how many queries of n_rows open each on average."""
+    return power_of_two(n_rows * entries // max(n_keys, 1), LEAST_PLACES, TILE[0])
+
+
+def opened_partial(
+    backend: Backend, query: Array, opened: Array, view: View, keys: Keys, places: int = TILE[0]
+) -> Partial:
     """Exact partial result of queries (H, R, D) on the clusters they opened, `ref` of shape (H, R).
 
     Parameters
     ----------
     opened : array of bool, shape (H, R, K)
+    places : int
+        Of a block of visits to one cluster.
     """
     xp = backend.xp
     n_heads, n_rows, n_clusters = opened.shape
@@ -52,7 +62,7 @@ def opened_partial(backend: Backend, query: Array, opened: Array, view: View, ke
     place = xp.searchsorted(number, integers(xp, total, number) + 1)
     cluster = place // n_rows
     row = cluster // n_clusters * n_rows + place % n_rows
-    part = _visits(backend, query, cluster, row, view, keys)
+    part = _visits(backend, query, cluster, row, view, keys, places)
     seen = xp.where(is_visit, xp.take(part.ref, xp.maximum(number - 1, xp.zeros_like(number))), -math.inf)
     ref = xp.max(xp.reshape(seen, (n_heads, n_clusters, n_rows)), axis=1)
     step = xp.exp(part.ref - xp.take(finite(backend, xp.reshape(ref, (-1,))), row))
@@ -60,7 +70,9 @@ def opened_partial(backend: Backend, query: Array, opened: Array, view: View, ke
     return Partial(ref, xp.reshape(acc, (n_heads, n_rows, acc.shape[-1])))
 
 
-def _visits(backend: Backend, query: Array, cluster: Array, row: Array, view: View, keys: Keys) -> Partial:
+def _visits(
+    backend: Backend, query: Array, cluster: Array, row: Array, view: View, keys: Keys, places: int
+) -> Partial:
     """Partial result of each visit: one query row at one cluster."""
     xp = backend.xp
     count = xp.astype(view.count, view.start.dtype)
@@ -68,7 +80,7 @@ def _visits(backend: Backend, query: Array, cluster: Array, row: Array, view: Vi
     intervals = Intervals(keys.order, lo[:, None], (lo + size)[:, None])
     queries = gather(xp, xp.reshape(query, (-1, query.shape[-1])), row)
     order = integers(xp, row.shape[0], row)
-    blocks = cut(xp, order, cluster, TILE[0])
+    blocks = cut(xp, order, cluster, places)
     pairs = Pairs(queries, keys.key, exact_weights)
     part = interval_partial(backend, blocks, intervals, pairs, keys.weighted_value, TILE[1])
     return unblock_partial(backend, blocks, order, part)

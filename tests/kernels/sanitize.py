@@ -66,7 +66,7 @@ def run_cases(kind: str, bug: int, folder: str) -> None:
     from kernels.host import ORDERS, HostKernels
     from scatterbrain_backends.cupy_.launches import Tile, segment_sum
 
-    tile = Tile(32, 64, 16, 4)
+    tile = Tile(32, 4, 16, 4)
     flags = ADDRESS if kind == "address" else THREAD
     # No compiler under the sanitizer's own library.
     preloaded = os.environ.pop("LD_PRELOAD")

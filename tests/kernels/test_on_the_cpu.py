@@ -12,10 +12,11 @@ from scatterbrain_backends.cupy_.launches import Tile, all_tiles, choose_tile, s
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
 
 TILES = {
-    "4 lanes": ("float32", Tile(32, 64, 16, 4)),
-    "8 lanes": ("float32", Tile(64, 64, 64, 8)),
-    "wide": ("float32", Tile(96, 64, 32, 8)),
-    "double": ("float64", Tile(32, 64, 16, 8)),
+    "4 lanes": ("float32", Tile(32, 4, 16, 4)),
+    "8 lanes": ("float32", Tile(64, 4, 64, 8)),
+    "wide": ("float32", Tile(96, 4, 32, 8)),
+    "one row a thread": ("float32", Tile(64, 1, 32, 8)),
+    "double": ("float64", Tile(32, 4, 16, 8)),
 }
 CASES = {
     "counted": Case(is_unit=True, dim=1, columns=1, n_excluded=1),
@@ -25,6 +26,7 @@ CASES = {
     "one key": Case(n_keys=1, n_visits=1, longest=1),
     "no columns": Case(columns=1),
     "small blocks": Case(size=8, n_queries=30),
+    "a few visits a block": Case(n_queries=11, n_visits=3, size=64, n_excluded=1),
     "large blocks": Case(size=100, n_queries=120),
     "odd": Case(dim=7, columns=6, n_visits=3),
     "nothing": Case(longest=-1),
@@ -147,11 +149,12 @@ def test_planted_bugs_of_segment_sums_are_seen(sum_kernels, bug):
 
 def test_tiles_fit_where_they_are_chosen():
     for dtype, columns, keys, room in [("float32", 64, 16, 2**16), ("float32", 128, 64, 2**17)]:
-        tile = choose_tile(dtype, columns, keys, room)
+        tile = choose_tile(dtype, columns, 64, keys, room)
         assert tile.width >= columns
         assert tile.shared_bytes(dtype) <= room
-    assert choose_tile("float32", 64, 64, 227 * 1024).keys == 64
-    assert choose_tile("float32", 64, 64, 48 * 1024).keys == 16
-    assert choose_tile("float64", 128, 16, 2**16) is None
-    assert choose_tile("float32", 129, 16, 2**18) is None
-    assert choose_tile("float16", 64, 16, 2**18) is None
+    assert choose_tile("float32", 64, 64, 64, 227 * 1024).keys == 64
+    assert choose_tile("float32", 64, 64, 64, 48 * 1024).keys == 16
+    assert choose_tile("float32", 64, 8, 64, 48 * 1024).queries == 16
+    assert choose_tile("float64", 128, 64, 16, 2**16) is None
+    assert choose_tile("float32", 129, 64, 16, 2**18) is None
+    assert choose_tile("float16", 64, 64, 16, 2**18) is None

@@ -50,25 +50,32 @@ class Tile:
     ----------
     width : int
         Columns of queries, keys and values, padded.
-    queries, keys : int
-        Places and slots of a tile.
+    rows : int
+        Of each thread: a tile has 16 times as many places.
+    keys : int
+        Slots of a tile.
     lanes : int
         Neighbouring threads that share a row.
     """
 
     width: int
-    queries: int
+    rows: int
     keys: int
     lanes: int
 
     @property
+    def queries(self) -> int:
+        """Places of a tile."""
+        return ROWS_SIDE_BY_SIDE * self.rows
+
+    @property
     def threads(self) -> int:
-        """Threads of a block, each with four rows."""
-        return self.queries // ROWS_A_THREAD * self.lanes
+        """Threads of a block."""
+        return ROWS_SIDE_BY_SIDE * self.lanes
 
     def kernel(self, dtype: str) -> str:
         """The instantiation."""
-        return f"tile_partial<{C_TYPES[dtype]}, {self.width}, {self.queries}, {self.keys}, {self.lanes}>"
+        return f"tile_partial<{C_TYPES[dtype]}, {self.width}, {self.rows}, {self.keys}, {self.lanes}>"
 
     def shared_bytes(self, dtype: str) -> int:
         """Shared memory: queries, keys, values, weights, and the numbers of rows and slots."""
@@ -78,17 +85,17 @@ class Tile:
 
 
 # As in the kernel.
-ROWS_A_THREAD, PADDING, INDEX_BYTES = 4, 4, 8
-# Places of a tile.
-QUERIES = 64
-# Lanes that share a row, by dtype, by the columns that tiles are compiled for, and by the slots of a tile.
-# Fewer lanes read shared memory less often, but each holds more of a row's sums; more slots are read less
-# often, but leave room for fewer thread blocks. Other widths are padded to the next, and what is wider than
-# the last runs generic code.
-NARROW, WIDE, DOUBLE = {16: 4, 64: 8}, {16: 8, 32: 8}, {16: 8}
+ROWS_SIDE_BY_SIDE, PADDING, INDEX_BYTES = 16, 4, 8
+# Columns that tiles are compiled for; others are padded to the next, what is wider runs generic code.
+WIDTHS = (32, 64, 96, 128)
+# Lanes that share a row by the slots of a tile, for each dtype, rows of a thread and width. Fewer lanes read
+# shared memory less often, but each holds more of a row's sums; more slots are read less often, but leave
+# room for fewer thread blocks. Small blocks get one row a thread.
+NARROW, WIDE, SMALL, DOUBLE = {16: 4, 64: 8}, {16: 8, 32: 8}, {32: 8}, {16: 8}
 LANES = {
-    "float32": {32: NARROW, 64: NARROW, 96: WIDE, 128: WIDE},
-    "float64": dict.fromkeys((32, 64, 96, 128), DOUBLE),
+    ("float32", 4): dict(zip(WIDTHS, (NARROW, NARROW, WIDE, WIDE), strict=True)),
+    ("float32", 1): dict.fromkeys(WIDTHS, SMALL),
+    ("float64", 4): dict.fromkeys(WIDTHS, DOUBLE),
 }
 # Elements of a temporary of generic code on such a device: launches cost more than its memory.
 CHUNK_ELEMENTS = 2**24
@@ -99,34 +106,40 @@ SUM_THREADS, SUM_COLUMNS = 256, 32
 def all_tiles() -> list[tuple[str, Tile]]:
     """Every form of a tile that may be launched, with its dtype."""
     return [
-        (dtype, Tile(width, QUERIES, keys, lanes))
-        for dtype, of_width in LANES.items()
+        (dtype, Tile(width, rows, keys, lanes))
+        for (dtype, rows), of_width in LANES.items()
         for width, of_keys in of_width.items()
         for keys, lanes in of_keys.items()
     ]
 
 
-def choose_tile(dtype: str, columns: int, tile_keys: int, shared_bytes: int) -> Tile | None:
-    """The form of a tile; None where there is none that fits.
+def choose_tile(dtype: str, columns: int, size: int, tile_keys: int, shared_bytes: int) -> Tile | None:
+    """The form of a tile, by shapes alone: what rows hold changes no form, and so no rounding of others.
 
     Parameters
     ----------
     columns : int
         The more of queries' and values' columns.
+    size : int
+        Places of a block.
     tile_keys : int
         Slots of a tile that the table asks for; the least form may have more.
     shared_bytes : int
         Shared memory that a thread block may have.
+
+    Returns
+    -------
+    Tile or None
+        None where there is none that fits.
     """
-    of_width = LANES.get(dtype, {})
+    rows = 1 if size <= ROWS_SIDE_BY_SIDE and (dtype, 1) in LANES else 4
+    of_width = LANES.get((dtype, rows), {})
     width = next((width for width in of_width if width >= columns), None)
     if width is None:
         return None
     of_keys = of_width[width]
     most = max(tile_keys, min(of_keys))
-    tiles = [
-        Tile(width, QUERIES, keys, of_keys[keys]) for keys in sorted(of_keys, reverse=True) if keys <= most
-    ]
+    tiles = [Tile(width, rows, keys, of_keys[keys]) for keys in sorted(of_keys, reverse=True) if keys <= most]
     return next((tile for tile in tiles if tile.shared_bytes(dtype) <= shared_bytes), None)
 
 

@@ -28,7 +28,8 @@ def is_taken(visits: Visits) -> bool:
 def tile_of(visits: Visits, shared_bytes: int) -> Tile | None:
     """The form of the kernel's tiles; None where no form fits."""
     columns = max(visits.pairs.query.shape[1], visits.weighted_value.shape[1] - 1)
-    return choose_tile(dtype_name(visits.pairs.query), columns, visits.tile_keys, shared_bytes)
+    dtype, size = dtype_name(visits.pairs.query), visits.blocks.size
+    return choose_tile(dtype, columns, size, visits.tile_keys, shared_bytes)
 
 
 def inputs(xp: Any, visits: Visits) -> list[Any]:

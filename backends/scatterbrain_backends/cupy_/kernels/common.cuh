@@ -13,6 +13,11 @@ struct alignas(16) Four {
     T at[4];
 };
 
+template <class T>
+__device__ __forceinline__ Four<T> four(const T* from) {
+    return *reinterpret_cast<const Four<T>*>(from);
+}
+
 #ifdef CUDA_HOST_SHIM
 #define DYNAMIC_SHARED(name) unsigned char* name = shim::dynamic_shared()
 #else

@@ -1,9 +1,9 @@
 // Exact weights on tiles: for blocks of visits, ref = max of q.k and acc = sum of exp(q.k - ref) * (value, weight)
-// over the keys in each visit's interval of slots. One thread block owns TQ places of one block of visits, and
+// over the keys in each visit's interval of slots. One thread block owns TY * ROWS places of one block of visits, and
 // each of its rows one group of TX neighbouring lanes, so that no sum depends on the order of the threads.
 #include "common.cuh"
 
-constexpr int ROWS = 4;  // rows of a thread: its part of the logits is ROWS by TK / TX
+constexpr int TY = 16;  // rows that stand side by side; thread ty has the rows ty, ty + TY, ...
 
 // Rows of a matrix into shared memory, row_of[r] < 0 and columns from `width` on as zeros.
 template <class T, int W, int THREADS>
@@ -16,7 +16,7 @@ __device__ __forceinline__ void load_rows(T* to, const T* from, const Index* row
         for (int r = threadIdx.x < ROW * AT_ONCE ? threadIdx.x / ROW : n_rows; r < n_rows; r += AT_ONCE) {
             const Index row = row_of[r];
             Four<T> x = {};
-            if (row >= 0 && c < width) x = *reinterpret_cast<const Four<T>*>(from + row * stride + c);
+            if (row >= 0 && c < width) x = four(from + row * stride + c);
             *reinterpret_cast<Four<T>*>(to + r * (W + 4) + c) = x;
         }
         return;
@@ -43,28 +43,42 @@ __device__ __forceinline__ T sum_of_lanes(T x) {
     return x;
 }
 
+// The kernel's arguments, and its arrays in shared memory, as the loop over the tiles takes them.
+template <class T>
+struct Run {
+    const T *query, *key, *value;
+    const Index *key_order, *slot, *out_lo, *out_hi;
+    int dim, n_columns, n_tables, n_intervals;
+    Index n_keys;
+    bool is_aligned;
+};
+
+template <class T>
+struct Shared {
+    T *q, *k, *v, *p, *weight;
+    Index *query_of, *keys_of;
+};
+
 // Which of a thread's pairs stand in one of the tables that count them already; bit i * (TK / TX) + j.
-template <int TK, int TX, int TY>
-__device__ __forceinline__ unsigned counted_before(const Index* query_of, const Index* key_of, const Index* slot,
-                                                   const Index* lo, const Index* hi, int n_tables, int n_intervals,
-                                                   Index n_keys) {
+template <int ROWS, int TK, int TX, class T>
+__device__ __forceinline__ unsigned counted_before(const Index* query_of, const Index* key_of, const Run<T>& run) {
     constexpr int TN = TK / TX;
     const int tx = threadIdx.x % TX, ty = threadIdx.x / TX;
     unsigned held = 0;
-    for (int table = 0; table < n_tables; table++) {
+    for (int table = 0; table < run.n_tables; table++) {
         Index at[TN];
 #pragma unroll
         for (int j = 0; j < TN; j++) {
             const Index key = key_of[tx + TX * j];
-            at[j] = key < 0 ? -1 : slot[table * n_keys + key];
+            at[j] = key < 0 ? -1 : run.slot[table * run.n_keys + key];
         }
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {
             const Index query = query_of[ty + TY * i];
             if (query < 0) continue;
-            const Index first = (query * n_tables + table) * n_intervals;
-            for (int r = 0; r < n_intervals; r++) {
-                const Index from = lo[first + r], to = hi[first + r];
+            const Index first = (query * run.n_tables + table) * run.n_intervals;
+            for (int r = 0; r < run.n_intervals; r++) {
+                const Index from = run.out_lo[first + r], to = run.out_hi[first + r];
 #pragma unroll
                 for (int j = 0; j < TN; j++) held |= unsigned(at[j] >= from && at[j] < to) << (i * TN + j);
             }
@@ -73,28 +87,122 @@ __device__ __forceinline__ unsigned counted_before(const Index* query_of, const 
     return held;
 }
 
+// Add the tiles of slots from `origin` to `end` to the rows of every thread.
+template <class T, int W, int ROWS, int TK, int TX>
+__device__ __forceinline__ void add_tiles(const Run<T>& run, const Shared<T>& own, Index origin, Index end,
+                                          const int (&from)[ROWS], const int (&to)[ROWS], T (&top)[ROWS],
+                                          T (&total)[ROWS], Four<T> (&sums)[ROWS][W / (4 * TX)]) {
+    constexpr int THREADS = TY * TX, TN = TK / TX, GROUPS = W / (4 * TX);
+    const int tid = threadIdx.x, tx = tid % TX, ty = tid / TX;
+    load_rows<T, W, THREADS>(own.q, run.query, own.query_of, ROWS * TY, run.dim, run.dim, run.is_aligned);
+    for (int j = tid; j < TK; j += THREADS)
+        own.keys_of[j] = origin + j < end ? (MUT == 9 ? origin + j : run.key_order[origin + j]) : -1;
+
+    int turn = 0;
+    for (Index start = origin; start < end; start += TK, turn ^= 1) {
+        const Index* const key_of = own.keys_of + turn * TK;
+        const int n_here = int(min(Index(TK), end - start));
+        if (MUT != 2) __syncthreads();  // the last tile has been read, and this one's numbers of keys are there
+        load_rows<T, W, THREADS>(own.k, run.key, key_of, TK, run.dim, run.dim, run.is_aligned);
+        load_rows<T, W, THREADS>(own.v, run.value, key_of, TK, run.n_columns - 1, run.n_columns, false);
+        for (int j = tid; j < TK; j += THREADS) {
+            const Index here = key_of[j], next = start + TK + j;
+            own.weight[j] = here >= 0 ? run.value[here * run.n_columns + run.n_columns - 1] : T(0);
+            own.keys_of[(turn ^ 1) * TK + j] = next < end ? run.key_order[next] : -1;
+        }
+        if (MUT != 1) __syncthreads();
+        unsigned hidden = 0;
+        if (run.n_tables > 0 && MUT != 14)
+            hidden = counted_before<ROWS, TK, TX>(own.query_of, key_of, run);
+        T s[ROWS][TN];
+#pragma unroll
+        for (int i = 0; i < ROWS; i++)
+#pragma unroll
+            for (int j = 0; j < TN; j++) s[i][j] = T(0);
+#pragma unroll(TN < 8 ? 2 : 1)
+        for (int d = 0; d < run.dim; d += 4) {
+            Four<T> a[ROWS], b[TN];
+#pragma unroll
+            for (int i = 0; i < ROWS; i++) a[i] = four(own.q + (ty + TY * i) * (W + 4) + d);
+#pragma unroll
+            for (int j = 0; j < TN; j++) b[j] = four(own.k + (tx + TX * j) * (W + 4) + d);
+#pragma unroll
+            for (int i = 0; i < ROWS; i++)
+#pragma unroll
+                for (int j = 0; j < TN; j++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) s[i][j] += a[i].at[e] * b[j].at[e];
+        }
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) {
+            T most = T(MINUS_INFINITY);
+            unsigned seen = 0;
+#pragma unroll
+            for (int j = 0; j < TN; j++) {
+                const int place = int(start - origin) + tx + TX * j;
+                const bool is_within = (place >= from[i] || MUT == 5) && place < to[i] + (MUT == 4);
+                const bool is_seen = is_within && !(hidden >> (i * TN + j) & 1u);
+                seen |= unsigned(is_seen) << j;
+                if (is_seen) most = larger(most, s[i][j]);
+            }
+            most = larger(top[i], largest_of_lanes<T, TX>(most));
+            const T base = most == T(MINUS_INFINITY) ? T(0) : most;
+            const T shrink = MUT == 7 ? T(1) : exp_of(top[i] - base);
+            top[i] = most;
+            total[i] *= shrink;
+#pragma unroll
+            for (int g = 0; g < GROUPS; g++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) sums[i][g].at[e] *= shrink;
+#pragma unroll
+            for (int j = 0; j < TN; j++) {
+                const T x = seen >> j & 1u ? exp_of(s[i][j] - base) : T(0);
+                total[i] += x * own.weight[tx + TX * j];
+                own.p[(ty + TY * i) * (TK + 4) + tx + TX * j] = x;
+            }
+        }
+        if (MUT != 3) __syncwarp();  // a row's weights are written and read by lanes of one warp
+#pragma unroll 1
+        for (int j = 0; j < n_here; j += 4) {
+            Four<T> a[ROWS];
+#pragma unroll
+            for (int i = 0; i < ROWS; i++) a[i] = four(own.p + (ty + TY * i) * (TK + 4) + j);
+#pragma unroll
+            for (int c = 0; c < 4; c++)
+#pragma unroll
+                for (int g = 0; g < GROUPS; g++) {
+                    const Four<T> b = four(own.v + (j + c) * (W + 4) + 4 * (tx + TX * g));
+#pragma unroll
+                    for (int i = 0; i < ROWS; i++)
+#pragma unroll
+                        for (int e = 0; e < 4; e++) sums[i][g].at[e] += a[i].at[c] * b.at[e];
+                }
+        }
+    }
+}
+
 // Thread blocks that a multiprocessor's registers should have room for: 160 a thread, or all 255.
 constexpr int blocks_at_a_time(int bytes, int width, int threads) {
     return (bytes > 4 || width > 96 ? 256 : 384) / threads;
 }
 
-// T: of the arrays. W: columns of queries, keys and values, padded. TQ, TK: places and slots of a tile. TX: lanes
-// that share a row.
+// T: of the arrays. W: columns of queries, keys and values, padded. ROWS: of a thread, so that a tile has TY * ROWS
+// places. TK: slots of a tile. TX: neighbouring lanes that share a row.
 //
 // query (n_query_rows, dim), key (n_keys, dim), value (n_keys, n_columns), whose last column are weights;
 // key_order (n_slots); lo, hi of visits, query row * n_visits + r; rows, filled (n_blocks, size); the tables whose
 // pairs are left out: slot (n_tables, n_keys), out_lo, out_hi (n_query_rows, n_tables, n_intervals);
 // ref (n_blocks, size), acc (n_blocks, size, n_columns).
-template <class T, int W, int TQ, int TK, int TX>
-__global__ void __launch_bounds__(TQ / ROWS* TX, blocks_at_a_time(sizeof(T), W, TQ / ROWS * TX))
+template <class T, int W, int ROWS, int TK, int TX>
+__global__ void __launch_bounds__(TY* TX, blocks_at_a_time(sizeof(T), W, TY* TX))
     tile_partial(const T* __restrict__ query, const T* __restrict__ key, const T* __restrict__ value,
                  const Index* __restrict__ key_order, const Index* __restrict__ lo, const Index* __restrict__ hi,
                  const Index* __restrict__ rows, const bool* __restrict__ filled, const Index* __restrict__ slot,
                  const Index* __restrict__ out_lo, const Index* __restrict__ out_hi, T* __restrict__ ref,
                  T* __restrict__ acc, int size, int n_visits, int dim, int n_columns, int n_tables, int n_intervals,
                  Index n_keys, int is_aligned) {
-    constexpr int TY = TQ / ROWS, THREADS = TY * TX, TN = TK / TX, GROUPS = W / (4 * TX);
-    static_assert(32 % TX == 0 && TK % TX == 0 && W % (4 * TX) == 0 && ROWS * TN <= 32 && TQ % 32 == 0, "tile");
+    constexpr int TQ = TY * ROWS, THREADS = TY * TX, GROUPS = W / (4 * TX);
+    static_assert(32 % TX == 0 && TK % TX == 0 && W % (4 * TX) == 0 && ROWS * TK / TX <= 32, "tile");
     DYNAMIC_SHARED(raw);
     T* const q = reinterpret_cast<T*>(raw);  // a row more than W / 4 quads apart: lanes meet no bank twice
     T* const k = q + TQ * (W + 4);
@@ -145,91 +253,10 @@ __global__ void __launch_bounds__(TQ / ROWS* TX, blocks_at_a_time(sizeof(T), W, 
 #pragma unroll
         for (int g = 0; g < GROUPS; g++) sums[i][g] = Four<T>{};
     }
-    load_rows<T, W, THREADS>(q, query, query_of, TQ, dim, dim, is_aligned);
-    for (int j = tid; j < TK; j += THREADS)
-        keys_of[j] = origin + j < end ? (MUT == 9 ? origin + j : key_order[origin + j]) : -1;
-
-    int turn = 0;
-    for (Index start = origin; start < end; start += TK, turn ^= 1) {
-        const Index* const key_of = keys_of + turn * TK;
-        const int n_here = int(min(Index(TK), end - start));
-        if (MUT != 2) __syncthreads();  // the last tile has been read, and this one's numbers of keys are there
-        load_rows<T, W, THREADS>(k, key, key_of, TK, dim, dim, is_aligned);
-        load_rows<T, W, THREADS>(v, value, key_of, TK, n_columns - 1, n_columns, false);
-        for (int j = tid; j < TK; j += THREADS) {
-            const Index here = key_of[j], next = start + TK + j;
-            weight[j] = here >= 0 ? value[here * n_columns + n_columns - 1] : T(0);
-            keys_of[(turn ^ 1) * TK + j] = next < end ? key_order[next] : -1;
-        }
-        if (MUT != 1) __syncthreads();
-        unsigned hidden = 0;
-        if (n_tables > 0 && MUT != 14)
-            hidden = counted_before<TK, TX, TY>(query_of, key_of, slot, out_lo, out_hi, n_tables, n_intervals, n_keys);
-        T s[ROWS][TN];
-#pragma unroll
-        for (int i = 0; i < ROWS; i++)
-#pragma unroll
-            for (int j = 0; j < TN; j++) s[i][j] = T(0);
-#pragma unroll(TN < 8 ? 2 : 1)
-        for (int d = 0; d < dim; d += 4) {
-            Four<T> a[ROWS], b[TN];
-#pragma unroll
-            for (int i = 0; i < ROWS; i++) a[i] = *reinterpret_cast<const Four<T>*>(q + (ty + TY * i) * (W + 4) + d);
-#pragma unroll
-            for (int j = 0; j < TN; j++) b[j] = *reinterpret_cast<const Four<T>*>(k + (tx + TX * j) * (W + 4) + d);
-#pragma unroll
-            for (int i = 0; i < ROWS; i++)
-#pragma unroll
-                for (int j = 0; j < TN; j++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++) s[i][j] += a[i].at[e] * b[j].at[e];
-        }
-#pragma unroll
-        for (int i = 0; i < ROWS; i++) {
-            T most = T(MINUS_INFINITY);
-            unsigned seen = 0;
-#pragma unroll
-            for (int j = 0; j < TN; j++) {
-                const int at = int(start - origin) + tx + TX * j;
-                const bool is_within = (at >= from[i] || MUT == 5) && at < to[i] + (MUT == 4);
-                const bool is_seen = is_within && !(hidden >> (i * TN + j) & 1u);
-                seen |= unsigned(is_seen) << j;
-                if (is_seen) most = larger(most, s[i][j]);
-            }
-            most = larger(top[i], largest_of_lanes<T, TX>(most));
-            const T base = most == T(MINUS_INFINITY) ? T(0) : most;
-            const T shrink = MUT == 7 ? T(1) : exp_of(top[i] - base);
-            top[i] = most;
-            total[i] *= shrink;
-#pragma unroll
-            for (int g = 0; g < GROUPS; g++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) sums[i][g].at[e] *= shrink;
-#pragma unroll
-            for (int j = 0; j < TN; j++) {
-                const T x = seen >> j & 1u ? exp_of(s[i][j] - base) : T(0);
-                total[i] += x * weight[tx + TX * j];
-                p[(ty + TY * i) * (TK + 4) + tx + TX * j] = x;
-            }
-        }
-        if (MUT != 3) __syncwarp();  // a row's weights are written and read by lanes of one warp
-#pragma unroll 1
-        for (int j = 0; j < n_here; j += 4) {
-            Four<T> a[ROWS];
-#pragma unroll
-            for (int i = 0; i < ROWS; i++) a[i] = *reinterpret_cast<const Four<T>*>(p + (ty + TY * i) * (TK + 4) + j);
-#pragma unroll
-            for (int c = 0; c < 4; c++)
-#pragma unroll
-                for (int g = 0; g < GROUPS; g++) {
-                    const Four<T> b = *reinterpret_cast<const Four<T>*>(v + (j + c) * (W + 4) + 4 * (tx + TX * g));
-#pragma unroll
-                    for (int i = 0; i < ROWS; i++)
-#pragma unroll
-                        for (int e = 0; e < 4; e++) sums[i][g].at[e] += a[i].at[c] * b.at[e];
-                }
-        }
-    }
+    const Run<T> run = {query, key, value, key_order, slot, out_lo, out_hi, dim, n_columns, n_tables, n_intervals,
+                        n_keys, is_aligned != 0};
+    const Shared<T> shared = {q, k, v, p, weight, query_of, keys_of};
+    add_tiles<T, W, ROWS, TK, TX>(run, shared, origin, end, from, to, top, total, sums);
 
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
