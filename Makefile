@@ -70,7 +70,7 @@ $(VENV)/.accuracy: pyproject.toml constraints.txt $(VENV)/.demo | $(BIN)/python
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.demo | $(BIN)/python
-	$(PIP) --editable '.[test,torch,jax,transformers]'
+	$(PIP) --editable '.[test,torch,jax,transformers,kernels]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.test | $(BIN)/python

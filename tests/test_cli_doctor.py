@@ -42,7 +42,11 @@ def test_doctor_goes_to_every_device_of_a_library_and_back(library):
         library.module, reason=f"{library.name} is not installed", exc_type=ImportError
     )
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    for device in library.devices(module):
+    try:
+        devices = library.devices(module)
+    except RuntimeError as error:  # CuPy without a driver
+        pytest.skip(f"{library.name} sees no device here: {error}")
+    for device in devices:
         there = library.make(module, array, device)
         assert type(there).__module__.partition(".")[0] in (library.name, "jaxlib")
         np.testing.assert_array_equal(np.asarray(library.to_numpy(there)), array)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from scatterbrain_backends.cupy_.launches import CHUNK_ELEMENTS
+from scatterbrain_backends.cupy_.launches import C_TYPES, CHUNK_ELEMENTS, dtype_name
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.sparse_correction import Visits
 
@@ -44,7 +44,8 @@ class TorchBackend(Backend):
         if total.device.type != "cuda":
             return total.index_add_(0, index, rows)
         kernels = _kernels(total, rows)
-        if kernels is None or 0 in rows.shape:
+        is_taken = rows.dtype == total.dtype and dtype_name(rows) in C_TYPES and 0 not in rows.shape
+        if kernels is None or not is_taken:
             return total.index_put_((index,), rows, accumulate=True)  # sorts the indices
         return kernels.scatter_add(total, index, rows)
 

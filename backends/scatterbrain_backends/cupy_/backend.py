@@ -9,7 +9,7 @@ from typing import Any
 
 import cupy
 
-from scatterbrain_backends.cupy_.launches import CHUNK_ELEMENTS
+from scatterbrain_backends.cupy_.launches import C_TYPES, CHUNK_ELEMENTS, dtype_name
 from scatterbrain_backends.cupy_.run import exp_below, scatter_add, tile_partial
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.sparse_correction import Visits
@@ -34,6 +34,8 @@ class CupyBackend(Backend):
         width = math.prod(total.shape[1:])
         if 0 in rows.shape:
             return total
+        if rows.dtype != total.dtype or dtype_name(rows) not in C_TYPES:
+            return super().scatter_add(total, index, rows)
         sums = cupy.ascontiguousarray(total).reshape(len(total), width)
         scatter_add(sums, index, cupy.ascontiguousarray(rows).reshape(len(rows), width))
         return sums.reshape(total.shape)

@@ -30,7 +30,9 @@ def _on_stream_of(tensor: Any) -> Iterator[None]:
     number = tensor.device.index
     address = torch.cuda.current_stream(number).cuda_stream
     with cupy.cuda.Device(number):
-        if hasattr(cupy.cuda.Stream, "from_external"):
+        if address == 0:
+            stream = cupy.cuda.Stream.null
+        elif hasattr(cupy.cuda.Stream, "from_external"):
             stream = cupy.cuda.Stream.from_external(_Stream(address))
         else:  # CuPy 13
             stream = cupy.cuda.ExternalStream(address, number)

@@ -60,6 +60,7 @@ def _function(name: str, kernel: str, shared: int) -> Any:
     function = module.get_function(kernel)
     if shared:
         function.max_dynamic_shared_size_bytes = shared
+        function.preferred_shared_memory_carveout = 100  # per cent: as many thread blocks as find room
     return function
 
 
