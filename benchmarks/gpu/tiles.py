@@ -89,7 +89,7 @@ def _record(visits: Visits, tile: Tile, ceiling: dict[str, float], length: int) 
     try:
         run.run(launched)
         milliseconds, _ = median_milliseconds(OnCupy(), lambda: run.run(launched), REPEATS, 2)
-    except cupy.cuda.driver.CUDADriverError as error:
+    except (cupy.cuda.driver.CUDADriverError, cupy.cuda.compiler.CompileException) as error:
         return {"failed": str(error)}
     return {"milliseconds": milliseconds, **_floors(visits, length, milliseconds / 1000, ceiling)}
 
