@@ -63,7 +63,7 @@ def run_cases(kind: str, bug: int, folder: str) -> None:
     import numpy as np
 
     from kernels.cases import Case, error, make_visits, prepare
-    from kernels.host import ORDERS, HostKernels
+    from kernels.host import HostKernels
     from scatterbrain_backends.cupy_.launches import Tile, segment_sum
 
     tile = Tile(32, 4, 16, 4)
@@ -74,7 +74,7 @@ def run_cases(kind: str, bug: int, folder: str) -> None:
     sums = HostKernels("segment_sum", ["segment_sum<float>"], Path(folder), flags)
     os.environ["LD_PRELOAD"] = preloaded
     for case in (Case(n_excluded=1), Case(n_queries=20, n_keys=30, dim=7, columns=6, n_visits=3)):
-        for order in ORDERS:
+        for order in ("forwards", "random"):
             visits = make_visits(np.random.default_rng(1), case)
             launch, ref, acc = prepare(visits, tile)
             kernels.run(launch, order=order, bug=bug)

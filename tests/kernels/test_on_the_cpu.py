@@ -16,7 +16,7 @@ TILES = {
     "8 lanes": ("float32", Tile(64, 4, 64, 8)),
     "wide": ("float32", Tile(96, 4, 32, 8)),
     "one row a thread": ("float32", Tile(64, 1, 32, 8)),
-    "double": ("float64", Tile(32, 4, 16, 8)),
+    "double": ("float64", Tile(64, 4, 16, 8)),
 }
 CASES = {
     "counted": Case(is_unit=True, dim=1, columns=1, n_excluded=1),

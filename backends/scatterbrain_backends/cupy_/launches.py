@@ -86,16 +86,15 @@ class Tile:
 
 # As in the kernel.
 ROWS_SIDE_BY_SIDE, PADDING, INDEX_BYTES = 16, 4, 8
-# Columns that tiles are compiled for; others are padded to the next, what is wider runs generic code.
-WIDTHS = (32, 64, 96, 128)
-# Lanes that share a row by the slots of a tile, for each dtype, rows of a thread and width. Fewer lanes read
-# shared memory less often, but each holds more of a row's sums; more slots are read less often, but leave
-# room for fewer thread blocks. Small blocks get one row a thread.
+# Lanes that share a row by the slots of a tile, for each dtype, rows of a thread, and columns that tiles
+# are compiled for; other widths are padded to the next, what is wider than the last runs generic code. Fewer
+# lanes read shared memory less often, but each holds more of a row's sums; more slots are read less often,
+# but leave room for fewer thread blocks. Small blocks get one row a thread.
 NARROW, WIDE, SMALL, DOUBLE = {16: 4, 64: 8}, {16: 8, 32: 8}, {32: 8}, {16: 8}
 LANES = {
-    ("float32", 4): dict(zip(WIDTHS, (NARROW, NARROW, WIDE, WIDE), strict=True)),
-    ("float32", 1): dict.fromkeys(WIDTHS, SMALL),
-    ("float64", 4): dict.fromkeys(WIDTHS, DOUBLE),
+    ("float32", 4): {32: NARROW, 64: NARROW, 96: WIDE, 128: WIDE},
+    ("float32", 1): {64: SMALL, 128: SMALL},
+    ("float64", 4): {64: DOUBLE, 128: DOUBLE},
 }
 # Elements of a temporary of generic code on such a device: launches cost more than its memory.
 CHUNK_ELEMENTS = 2**24
