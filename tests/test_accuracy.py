@@ -20,6 +20,7 @@ from smollm2_numpy import ModelMissingError as SmolLM2Missing
 RNG = np.random.default_rng(0)
 LAYERS = [tuple(0.7 * RNG.standard_normal((heads, 40, 8)) for heads in (4, 2, 2)) for _ in range(2)]
 OPTIONS = {"is_causal": True, "enable_gqa": True}
+HERE = place(NUMPY)
 
 
 def exact(query, key, value):
@@ -32,22 +33,26 @@ def exact(query, key, value):
     return np.stack(heads)
 
 
-def run(attention):
-    return 10 + float(sum(np.square(attention(*layer)).sum() for layer in LAYERS))
+def tiny(tokens=40, text=None, where=HERE):
+    def run(attention):
+        outputs = [where.to_numpy(attention(*where.arrays(*layer))) for layer in LAYERS]
+        return 10 + float(sum(np.square(x).sum() for x in outputs))
 
+    def exact_there(*arrays):
+        return where.make(exact(*map(where.to_numpy, arrays)))
 
-def tiny(tokens=40, text=None):
     told = f"tiny over {text or 'noise'}"
-    return models.Model("tiny", told, 40, 2, run, exact, "perplexity", OPTIONS)
+    return models.Model("tiny", told, 40, 2, run, exact_there, "perplexity", OPTIONS)
 
 
 def measured(method, budget, parts=("errors", "quality"), kept=(0, 1), where=NUMPY):
-    quality, layers = models.exact_run(tiny(), kept)
+    model = tiny(where=place(where))
+    quality, layers = models.exact_run(model, kept)
     taken = []
     call = measure.Call(place(where), 3, lambda: taken.append(1))
-    result = measure.measure(tiny(), layers, Case("tiny", method, budget), parts, call)
+    result = measure.measure(model, layers, Case("tiny", method, budget), parts, call)
     if result.refused is None:
-        assert len(taken) == measure.steps(tiny(), len(layers), parts)
+        assert len(taken) == measure.steps(model, len(layers), parts)
     return result, quality
 
 
@@ -128,13 +133,13 @@ def test_layers_of_the_real_models_are_those_the_library_is_given(name, needs):
     for package in needs:
         pytest.importorskip(package, reason=f"{name} needs {package} (extras demo, smollm2)")
     try:
-        model = models.MODELS[name](48, None)
+        model = models.MODELS[name](48, None, HERE)
     except (MiniLMMissing, SmolLM2Missing) as missing:
         pytest.skip(str(missing))
     quality, layers = models.exact_run(model, [1, 4])
     assert [layer.number for layer in layers] == [1, 4]
     assert model.tokens == 48
-    call = measure.Call(place(NUMPY), 0, lambda: None)
+    call = measure.Call(HERE, 0, lambda: None)
     result = measure.measure(model, layers, Case(name, "exact", None), ("errors", "quality"), call)
     assert np.max(result.errors) < 1e-5
     assert result.quality == pytest.approx(quality, rel=1e-4)

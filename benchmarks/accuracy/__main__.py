@@ -128,7 +128,7 @@ def run_model(
     if not wanted:
         return
     task = progress.add_task(f"{name}: exact run", total=None)
-    model = MODELS[name](options.tokens, text)
+    model = MODELS[name](options.tokens, text, where)
     exact, layers = exact_run(model, options.layers)
     record.models[name] = {
         "told": model.told,

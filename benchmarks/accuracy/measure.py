@@ -89,11 +89,10 @@ def measure(model: Model, layers: Sequence[Layer], case: Case, parts: Sequence[s
     seconds, quality = 0.0, None
     try:
         for layer in layers if "errors" in parts else ():
-            arrays = call.place.arrays(layer.query, layer.key, layer.value)
             arguments = call.arguments(model, case, layer.number)
-            est, elapsed = timed(partial(sb.estimate, *arrays, **arguments))
-            output = call.place.to_numpy(est.output)
-            errors.append([relative_error(*pair) for pair in zip(output, layer.output, strict=True)])
+            est, elapsed = timed(partial(sb.estimate, layer.query, layer.key, layer.value, **arguments))
+            pairs = zip(*map(call.place.to_numpy, (est.output, layer.output)), strict=True)
+            errors.append([relative_error(*pair) for pair in pairs])
             costs.append([float(x) for x in call.place.to_numpy(est.cost.of_heads)])
             seconds += elapsed
             call.step()
@@ -109,10 +108,9 @@ def replacement(model: Model, case: Case, call: Call) -> Attention:
     numbers = count()
 
     def attention(query: Array, key: Array, value: Array) -> Array:
-        arrays = call.place.arrays(query, key, value)
-        output = sb.attention(*arrays, **call.arguments(model, case, next(numbers)))
+        output = sb.attention(query, key, value, **call.arguments(model, case, next(numbers)))
         call.step()
-        return call.place.to_numpy(output)
+        return output
 
     return attention
 
