@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -90,7 +92,7 @@ def measure(model: Model, layers: Sequence[Layer], case: Case, parts: Sequence[s
     try:
         for layer in layers if "errors" in parts else ():
             arguments = call.arguments(model, case, layer.number)
-            est, elapsed = timed(partial(sb.estimate, layer.query, layer.key, layer.value, **arguments))
+            est, elapsed = timed(partial(estimate, layer, arguments))
             pairs = zip(*map(call.place.to_numpy, (est.output, layer.output)), strict=True)
             errors.append([relative_error(*pair) for pair in pairs])
             costs.append([float(x) for x in call.place.to_numpy(est.cost.of_heads)])
@@ -101,6 +103,12 @@ def measure(model: Model, layers: Sequence[Layer], case: Case, parts: Sequence[s
     except (ValueError, TypeError) as error:
         return Result(case, [], [], 0.0, None, refused=" ".join(str(error).split()))
     return Result(case, errors, costs, seconds, quality)
+
+
+def estimate(layer: Layer, arguments: dict[str, Any]) -> sb.Estimate:
+    """Return the library's estimate of a layer, without a standard error, for which features run in groups."""
+    with mock.patch.object(sys.modules["scatterbrain_core.attention"], "ERROR_GROUPS", 1):
+        return sb.estimate(layer.query, layer.key, layer.value, **arguments)
 
 
 def replacement(model: Model, case: Case, call: Call) -> Attention:
