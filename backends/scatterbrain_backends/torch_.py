@@ -30,5 +30,7 @@ class TorchBackend(Backend):
         return logits.sub_(reference).exp_()
 
     def scatter_add(self, total: Any, index: Any, rows: Any) -> Any:
-        """`total` with rows added in place."""
+        """`total` with rows added in place, in the same order at every run."""
+        if total.is_cuda:  # index_add_ adds atomically there, in any order; this sorts
+            return total.index_put_((index,), rows, accumulate=True)
         return total.index_add_(0, index, rows)

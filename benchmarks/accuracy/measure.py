@@ -106,7 +106,7 @@ def measure(model: Model, layers: Sequence[Layer], case: Case, parts: Sequence[s
 
 
 def estimate(layer: Layer, arguments: dict[str, Any]) -> sb.Estimate:
-    """Return the library's estimate of a layer, without a standard error, for which features run in groups."""
+    """Return the estimate of a layer, without the standard error, for which features run in groups."""
     with mock.patch.object(sys.modules["scatterbrain_core.attention"], "ERROR_GROUPS", 1):
         return sb.estimate(layer.query, layer.key, layer.value, **arguments)
 
