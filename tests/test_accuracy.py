@@ -218,13 +218,14 @@ def test_runs_with_other_settings_are_not_mixed(main):
 
 
 def test_several_runs_show_as_one_table(main, tmp_path, capsys):
-    for method in ("lsh", "performer"):
-        main("--methods", method, "--budgets", "1/4", output=f"{method}.json")
+    for method, where in (("lsh", NUMPY), ("performer", "array_api_strict:cpu")):
+        main("--methods", method, "--budgets", "1/4", "--place", where, output=f"{method}.json")
     capsys.readouterr()
     shown = [str(tmp_path / f"{method}.json") for method in ("lsh", "performer")]
     assert main("--show", *shown, output="both.json") == []
     out = capsys.readouterr().out
     assert [out.count(f"\n{method} ") for method in ("exact", "lsh", "performer")] == [0, 1, 1]
+    assert "methods on numpy, array_api_strict:cpu, at commit" in out
     assert (tmp_path / "both.png").exists()
     assert not (tmp_path / "both.json").exists()
 
@@ -232,7 +233,11 @@ def test_several_runs_show_as_one_table(main, tmp_path, capsys):
 def test_a_refused_method_stands_in_the_table_with_a_footnote(tmp_path):
     rows = [measured(method, 0.25)[0] for method in ("lsh", "unheard of", "performer")]
     models_ = {"tiny": {"told": "tiny", "tokens": 40, "quality": "perplexity", "exact": 12.0}}
-    lines = report.report(record.Record({}, {"seed": 0}, models_, {row.case: row for row in rows}))
+    lines = report.report(
+        record.Record(
+            {"commit": "c"}, {"seed": 0, "place": "numpy"}, models_, {row.case: row for row in rows}
+        )
+    )
     assert any(line.split() == ["unheard", "of", "1/4", "[1]"] for line in lines)
     assert lines[-1].startswith("[1] refused: method 'unheard of' is unknown")
 
