@@ -52,9 +52,8 @@ def _nearest(xp: Namespace, in_metric: Array, centre: Array, metric: Array) -> A
     scores = xp.matmul(in_metric, xp.matrix_transpose(centre))
     scores = scores - 0.5 * xp.sum(xp.matmul(centre, metric) * centre, axis=-1)[..., None, :]
     # Equal keys start equal centres, which libraries tell apart by rounding: of equal ones the first.
-    reach = xp.max(norms(xp, centre), axis=-1)[..., None]
-    slack = 4 * float(xp.finfo(scores.dtype).eps) * norms(xp, in_metric) * reach
-    near = scores >= (xp.max(scores, axis=-1) - slack)[..., None]
+    slack = 4 * float(xp.finfo(scores.dtype).eps) * norms(xp, in_metric)[..., None]
+    near = scores + slack * norms(xp, centre)[..., None, :] >= xp.max(scores, axis=-1)[..., None]
     return xp.argmax(xp.astype(near, xp.int8), axis=-1)
 
 

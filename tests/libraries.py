@@ -43,7 +43,13 @@ def _strict() -> Library:
     array_api_strict.set_array_api_strict_flags(
         api_version="2024.12", boolean_indexing=False, data_dependent_shapes=False
     )
-    return Library("array_api_strict", array_api_strict.asarray, np.asarray)
+    # Not the default device: what is made without saying where does not meet the arrays.
+    there, here = (array_api_strict.Device(name) for name in ("device1", "CPU_DEVICE"))
+    return Library(
+        "array_api_strict",
+        lambda x: array_api_strict.asarray(x, device=there),
+        lambda x: np.asarray(x.to_device(here)),
+    )
 
 
 def _torch(device: str) -> Library:

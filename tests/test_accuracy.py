@@ -20,6 +20,7 @@ from smollm2_numpy import ModelMissingError as SmolLM2Missing
 RNG = np.random.default_rng(0)
 LAYERS = [tuple(0.7 * RNG.standard_normal((heads, 40, 8)) for heads in (4, 2, 2)) for _ in range(2)]
 OPTIONS = {"is_causal": True, "enable_gqa": True}
+HERE = place(NUMPY)
 
 
 def exact(query, key, value):
@@ -32,22 +33,26 @@ def exact(query, key, value):
     return np.stack(heads)
 
 
-def run(attention):
-    return 10 + float(sum(np.square(attention(*layer)).sum() for layer in LAYERS))
+def tiny(tokens=40, text=None, where=HERE):
+    def run(attention):
+        outputs = [where.to_numpy(attention(*where.arrays(*layer))) for layer in LAYERS]
+        return 10 + float(sum(np.square(x).sum() for x in outputs))
 
+    def exact_there(*arrays):
+        return where.make(exact(*map(where.to_numpy, arrays)))
 
-def tiny(tokens=40, text=None):
     told = f"tiny over {text or 'noise'}"
-    return models.Model("tiny", told, 40, 2, run, exact, "perplexity", OPTIONS)
+    return models.Model("tiny", told, 40, 2, run, exact_there, "perplexity", OPTIONS)
 
 
 def measured(method, budget, parts=("errors", "quality"), kept=(0, 1), where=NUMPY):
-    quality, layers = models.exact_run(tiny(), kept)
+    model = tiny(where=place(where))
+    quality, layers = models.exact_run(model, kept)
     taken = []
     call = measure.Call(place(where), 3, lambda: taken.append(1))
-    result = measure.measure(tiny(), layers, Case("tiny", method, budget), parts, call)
+    result = measure.measure(model, layers, Case("tiny", method, budget), parts, call)
     if result.refused is None:
-        assert len(taken) == measure.steps(tiny(), len(layers), parts)
+        assert len(taken) == measure.steps(model, len(layers), parts)
     return result, quality
 
 
@@ -128,13 +133,13 @@ def test_layers_of_the_real_models_are_those_the_library_is_given(name, needs):
     for package in needs:
         pytest.importorskip(package, reason=f"{name} needs {package} (extras demo, smollm2)")
     try:
-        model = models.MODELS[name](48, None)
+        model = models.MODELS[name](48, None, HERE)
     except (MiniLMMissing, SmolLM2Missing) as missing:
         pytest.skip(str(missing))
     quality, layers = models.exact_run(model, [1, 4])
     assert [layer.number for layer in layers] == [1, 4]
     assert model.tokens == 48
-    call = measure.Call(place(NUMPY), 0, lambda: None)
+    call = measure.Call(HERE, 0, lambda: None)
     result = measure.measure(model, layers, Case(name, "exact", None), ("errors", "quality"), call)
     assert np.max(result.errors) < 1e-5
     assert result.quality == pytest.approx(quality, rel=1e-4)
@@ -213,13 +218,14 @@ def test_runs_with_other_settings_are_not_mixed(main):
 
 
 def test_several_runs_show_as_one_table(main, tmp_path, capsys):
-    for method in ("lsh", "performer"):
-        main("--methods", method, "--budgets", "1/4", output=f"{method}.json")
+    for method, where in (("lsh", NUMPY), ("performer", "array_api_strict:cpu")):
+        main("--methods", method, "--budgets", "1/4", "--place", where, output=f"{method}.json")
     capsys.readouterr()
     shown = [str(tmp_path / f"{method}.json") for method in ("lsh", "performer")]
     assert main("--show", *shown, output="both.json") == []
     out = capsys.readouterr().out
     assert [out.count(f"\n{method} ") for method in ("exact", "lsh", "performer")] == [0, 1, 1]
+    assert "methods on numpy, array_api_strict:cpu, at commit" in out
     assert (tmp_path / "both.png").exists()
     assert not (tmp_path / "both.json").exists()
 
@@ -227,7 +233,11 @@ def test_several_runs_show_as_one_table(main, tmp_path, capsys):
 def test_a_refused_method_stands_in_the_table_with_a_footnote(tmp_path):
     rows = [measured(method, 0.25)[0] for method in ("lsh", "unheard of", "performer")]
     models_ = {"tiny": {"told": "tiny", "tokens": 40, "quality": "perplexity", "exact": 12.0}}
-    lines = report.report(record.Record({}, {"seed": 0}, models_, {row.case: row for row in rows}))
+    lines = report.report(
+        record.Record(
+            {"commit": "c"}, {"seed": 0, "place": "numpy"}, models_, {row.case: row for row in rows}
+        )
+    )
     assert any(line.split() == ["unheard", "of", "1/4", "[1]"] for line in lines)
     assert lines[-1].startswith("[1] refused: method 'unheard of' is unknown")
 

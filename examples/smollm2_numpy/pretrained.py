@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from smollm2_numpy.model import Configuration, Decoder
 
@@ -28,8 +31,13 @@ def model_file() -> Path:
     return file
 
 
-def load() -> SmolLM2:
+def load(asarray: Callable[[Any], Any] = np.asarray) -> SmolLM2:
     """Load the pretrained model.
+
+    Parameters
+    ----------
+    asarray : callable
+        From a NumPy array to an array of the library, on the device, that the model is to run on.
 
     Raises
     ------
@@ -38,7 +46,7 @@ def load() -> SmolLM2:
     ImportError
         Where gguf or tokenizers is missing (the extra ``smollm2``).
     """
-    return SmolLM2(model_file())
+    return SmolLM2(model_file(), asarray)
 
 
 class SmolLM2:
@@ -48,13 +56,15 @@ class SmolLM2:
     ----------
     file : Path
         A GGUF file of SmolLM2; its 4-bit and 8-bit weights become float32.
+    asarray : callable
+        From a NumPy array to the library's, on its device.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, asarray: Callable[[Any], Any] = np.asarray) -> None:
         from gguf import GGUFReader, dequantize
 
         reader = GGUFReader(file)
-        weights = {x.name: dequantize(x.data, x.tensor_type) for x in reader.tensors}
+        weights = {x.name: asarray(dequantize(x.data, x.tensor_type)) for x in reader.tensors}
         fields = {name: field.contents() for name, field in reader.fields.items()}
         self.decoder = Decoder(weights, configuration(fields))
         self._tokenizer = tokenizer(fields)

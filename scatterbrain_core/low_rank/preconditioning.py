@@ -147,5 +147,5 @@ def _trace(xp: Namespace, x: Array) -> Array:
 def _regular(xp: Namespace, second: Array) -> Array:
     dim = second.shape[-1]
     mean = _trace(xp, second) / dim
-    identity = xp.zeros_like(second) + xp.eye(dim, dtype=second.dtype)
+    identity = xp.zeros_like(second) + xp.eye(dim, dtype=second.dtype, device=device(second))
     return second + identity * xp.where(mean > 0, RIDGE * mean, 1.0)

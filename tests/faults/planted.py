@@ -866,7 +866,7 @@ CHOICES = [
     Fault(
         "ties to the last bit",
         "logits of equal rows differ by rounding, and do not tie",
-        f"{CORE}/sparse/choosing.py",
+        f"{CORE}/norms.py",
         "eps = 2 * ",
         "eps = 0 * ",
         ("tests/test_chosen_pairs.py::test_equal_rows_tie_alike_everywhere",),
