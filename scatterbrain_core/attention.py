@@ -281,7 +281,7 @@ def prepare(
     """The checked problem, the method's name and its planned parts."""
     problem = make_problem(query, key, value, **arguments)
     name, parts = resolve_method(method)
-    check_masked(problem, parts)
+    check_masked(problem, parts, method if isinstance(method, str) else None)
     planned = plan(parts, budget, problem.n_queries, problem.n_keys, problem.query.shape[-1])
     return problem, name, exact_if_affordable(problem, planned)
 

@@ -267,7 +267,8 @@ def _without_hidden_rows(problem: Problem, row_mask: Array, result: Result) -> R
         return select(problem.backend, row_mask, partial)
 
     pairs = problem.xp.where(row_mask, result.pairs, 0.0)
-    return Result(part(result.near), [part(far) for far in result.far], pairs, result.rank)
+    rank = None if result.rank is None else problem.xp.where(row_mask, result.rank, 0.0)
+    return Result(part(result.near), [part(far) for far in result.far], pairs, rank)
 
 
 def total(problem: Problem, result: Result) -> Partial:

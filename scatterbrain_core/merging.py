@@ -41,8 +41,8 @@ def merge(estimates: Sequence[Estimate]) -> Estimate:
     ------
     TypeError, ValueError
         There is nothing to merge; the shards differ in queries, parts, seed, scale, shape, dtype, library
-        or device; more than one is causal; or their weights may be negative (`TrigonometricFeatures`), when
-        a shard's normaliser has no log.
+        or device; more than one is causal; or their weights may be negative (`TrigonometricFeatures`,
+        `NystromLandmarks`, `debias`), when a shard's normaliser has no log.
 
     Notes
     -----

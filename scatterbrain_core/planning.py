@@ -58,7 +58,9 @@ def plan(method: Scatterbrain, budget: Any, n_queries: int, n_keys: int, dim: in
         low_rank = low_rank.planned(_rank(left, stated, least), n_keys, dim)
     pairs = left - (0 if low_rank is None else low_rank.rank)
     is_rank_open = method.low_rank is not None and method.low_rank.is_open
-    if n_keys > 0 and (pairs < sum(least) if least else is_rank_open and left < 1):
+    if n_queries == 0:  # no query costs anything
+        pairs = max(pairs, sum(least))
+    elif n_keys > 0 and (pairs < sum(least) if least else is_rank_open and left < 1):
         raise _too_small(method, budget, entries, n_keys, entries - left + sum(least), dim)
     shares = iter(_shares(pairs, least))
     planned = [
@@ -113,9 +115,10 @@ def _too_small(
     method: Scatterbrain, budget: Any, entries: int, n_keys: int, pairs: int, dim: int
 ) -> ValueError:
     rank = 0 if method.low_rank is None else method.low_rank.planned(1, n_keys, dim).rank
-    least = math.ceil(1e4 * (pairs + rank) / n_keys) / 1e4
+    n_least = min(pairs + rank, n_keys)  # a budget of all keys is all pairs, whatever the parts
+    least = math.ceil(1e4 * n_least / n_keys) / 1e4
     return ValueError(
-        f"budget must be at least {least:g}, {pairs + rank} of {n_keys} keys, for the least form of "
+        f"budget must be at least {least:g}, {n_least} of {n_keys} keys, for the least form of "
         f"{method}, got {budget}: {entries} of {n_keys} keys"
     )
 
@@ -131,7 +134,7 @@ def exact_if_affordable(problem: Problem, method: Scatterbrain) -> Scatterbrain:
     return method
 
 
-def check_masked(problem: Problem, method: Scatterbrain) -> None:
+def check_masked(problem: Problem, method: Scatterbrain, preset: str | None = None) -> None:
     """Raise where a part would let in what a mask hides from some queries only."""
     if not problem.is_causal and problem.dense_mask is None:
         return
@@ -141,5 +144,5 @@ def check_masked(problem: Problem, method: Scatterbrain) -> None:
         if reason is not None:
             raise ValueError(
                 f"{name} must not {reason} where {hides} hides some of them from some queries only, "
-                f"got {part}"
+                f"got {part}" + ("" if preset is None else f" of method {preset!r}")
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scatterbrain_core.attention import prepare
@@ -131,6 +131,8 @@ def plan(
     """
     arguments = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     problem, _, method = prepare(query, key, key, "auto", budget, **arguments, check_finite=check_finite)
+    query, key, value = map(problem.backend.stop_gradient, (problem.query, problem.key, problem.value))
+    problem = replace(problem, query=query, key=key, value=value)
     part = method.sparse
     layout = None if problem.is_empty or not isinstance(part, RoutedClusters) else lay_out(problem, part)
     heads = () if problem.is_empty else _heads(problem, method)
@@ -156,7 +158,7 @@ def _heads(problem: Problem, method: Scatterbrain) -> tuple[HeadPlan, ...]:
 def _entropy(problem: Problem) -> Any:
     """Mean entropy of the exact weights of some queries of each head, shape (H,)."""
     xp = problem.xp
-    step = max(1, problem.n_queries // SAMPLED_QUERIES)
+    step = -(-problem.n_queries // SAMPLED_QUERIES)
     logits = xp.matmul(problem.query[:, ::step, :], xp.matrix_transpose(problem.key))
     seen = xp.full_like(logits, 1.0) > 0
     key = integers(xp, problem.n_keys, logits)
@@ -172,7 +174,12 @@ def _entropy(problem: Problem) -> Any:
     mass = xp.sum(weight, axis=-1)
     mass = xp.where(mass > 0, mass, 1.0)
     spread = xp.sum(weight * xp.where(seen, logits - top, 0.0), axis=-1) / mass
-    return xp.mean(xp.log(mass) - spread, axis=-1)
+    entropy = xp.log(mass) - spread
+    if problem.row_mask is None:
+        return xp.mean(entropy, axis=-1)
+    there = xp.astype(problem.row_mask[:, ::step], entropy.dtype)
+    n_there = xp.sum(there, axis=-1)
+    return xp.sum(entropy * there, axis=-1) / xp.where(n_there > 0, n_there, 1.0)
 
 
 def _reason(problem: Problem, method: Scatterbrain) -> str:

@@ -157,8 +157,8 @@ def _clusters(head, level, start, like):
     key = np.zeros((block, head.key.shape[-1]))
     inside = places < len(head.key)
     key[inside] = head.key[places[inside]]
-    there = inside & (places >= layout.first)
-    there[inside] &= head.visible[places[inside]]
+    there = inside.copy()
+    there[inside] &= head.visible[places[inside]] & ~_is_first(head)[places[inside]]
     metric = _metric(head, level, start)
     labels = like.labels[level, start] if like else _kmeans(key, there, metric, n_fine)
     axes, clusters = (like.axes[level, start] if like else np.linalg.eigh(metric)[1]), []
@@ -225,10 +225,17 @@ def _spread(query, cluster):
 def _near(head, i):
     """Keys that query i sees exactly whatever it chooses."""
     j, layout = np.arange(len(head.key)), head.layout
-    seen = j < layout.first
+    seen = _is_first(head)
     if head.is_causal:
         seen = (seen | (j // layout.own == i // layout.own)) & (j <= i)
     return np.flatnonzero(seen & head.visible)
+
+
+def _is_first(head):
+    """The first keys that are there, as many as the layout says."""
+    chosen = np.zeros(len(head.key), bool)
+    chosen[np.flatnonzero(head.visible)[: head.layout.first]] = True
+    return chosen
 
 
 def _items(head, i):

@@ -50,6 +50,21 @@ def test_compare_prints_a_row_a_method_and_budget_and_writes_the_plot(folder, ca
     assert err.count("\n") == len(rows)
 
 
+def test_compare_tells_what_a_budget_is_too_small_for(folder, capsys):
+    """Of methods that were not asked for; of those that were it is a mistake."""
+    arguments = ["compare", *ATTEND[1:4], "--budget", "1/20", "--seeds", "1"]
+    assert main([*arguments, "--output", "plot.png"]) == 0
+    out = capsys.readouterr().out
+    told = [
+        line for line in out.splitlines() if line.startswith("Not measured: bigbird at 1/20, budget must")
+    ]
+    assert len(told) == 1
+    assert any(line.startswith("lsh ") for line in out.splitlines())
+    assert not any(line.startswith("bigbird ") for line in out.splitlines())
+    assert main([*arguments, "--method", "bigbird"]) == 2
+    assert "scatterbrain: error: budget must be at least" in capsys.readouterr().err
+
+
 def test_compare_measures_the_errors_of_the_library(folder, capsys):
     options = ["--causal", "--scale", "0.3", "--seeds", "1", "--seed", "5", "--output", "plot.svg"]
     arguments = ["compare", "q.npy", "k.npy", "v.npy", "--method", "lsh", "--budget", "1/2"]

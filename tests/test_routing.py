@@ -118,8 +118,9 @@ def test_the_matrix_is_the_transcriptions(library, is_causal, rng, scale):
 
 
 @pytest.mark.parametrize("hides", ["keys", "rows", "first keys", "all keys of a head"])
-def test_masks(library, rng, hides):
+def test_masks(library, is_causal, rng, hides):
     q, k, v = draw_problem(rng, 120, 130)
+    options = {"method": method(24), "is_causal": is_causal}
     keys, rows = np.ones((2, 130), bool), np.ones((2, 120), bool)
     if hides == "keys":
         keys = rng.random((2, 130)) < 0.6
@@ -131,15 +132,15 @@ def test_masks(library, rng, hides):
         keys[0] = False
     mask = rows[:, :, None] if hides == "rows" else keys[:, None, :]
     masks = {"row_mask": rows} if hides == "rows" else {"key_mask": keys}
-    expected = routed(q, k, v, layout(24, q, k), **masks)
-    est = sb.estimate(*library.arrays(q, k, v), method=method(24), attn_mask=library.asarray(mask))
+    expected = routed(q, k, v, layout(24, q, k, is_causal), is_causal=is_causal, **masks)
+    est = sb.estimate(*library.arrays(q, k, v), attn_mask=library.asarray(mask), **options)
     output = library.to_numpy(est.output)
     assert relative_error(output, expected.output) <= tolerance("float64", q, k)
     np.testing.assert_array_equal(np.isneginf(library.to_numpy(est.lse)), np.isneginf(expected.lse))
     assert est.cost.pairs == pytest.approx(expected.pairs.mean())
     for x, hidden in ((q, ~rows), (k, ~keys), (v, ~keys)):
         x[hidden] = rng.standard_normal((hidden.sum(), x.shape[-1])) * 100
-    changed = sb.attention(*library.arrays(q, k, v), method=method(24), attn_mask=library.asarray(mask))
+    changed = sb.attention(*library.arrays(q, k, v), attn_mask=library.asarray(mask), **options)
     np.testing.assert_array_equal(library.to_numpy(changed), output)
 
 

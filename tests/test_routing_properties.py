@@ -133,6 +133,33 @@ def test_the_future_changes_no_bit_of_the_past(library, dtype, rng, seen):
     assert (before[:, seen:] != after[:, seen:]).any()
 
 
+@pytest.mark.parametrize("columns", [3, 64, 256])
+@pytest.mark.parametrize("factor", [0, 3])
+def test_quiet_or_loud_the_future_changes_no_bit_of_wide_values(rng, columns, factor):
+    """How many clusters later queries open, or other heads, is not seen in the order of a sum."""
+    q, k, v = draw_problem(rng, 300, 300, dim=8, columns=columns, dtype="float32")
+    before = sb.attention(q, k, v, budget=0.2, is_causal=True)
+    alone = sb.attention(*(x[:1] for x in (q, k, v)), budget=0.2, is_causal=True)
+    np.testing.assert_array_equal(alone, before[:1])
+    q[:, 200:] *= factor
+    after = sb.attention(q, k, v, budget=0.2, is_causal=True)
+    np.testing.assert_array_equal(after[:, :200], before[:, :200])
+    assert (after[:, 200:] != before[:, 200:]).any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_spreads_to_its_own_rows_alone(library, is_causal, rng, bad):
+    q, k, v = draw_problem(rng, 600, 600, dim=8)
+    options = {"method": method(40), "is_causal": is_causal, "check_finite": False}
+    before = library.to_numpy(sb.attention(*library.arrays(q, k, v), **options))
+    q[:, 300, 0] = bad
+    with np.errstate(all="ignore"):
+        after = library.to_numpy(sb.attention(*library.arrays(q, k, v), **options))
+    assert not np.isfinite(after[:, 300]).all()
+    if is_causal:
+        np.testing.assert_array_equal(after[:, :300], before[:, :300])
+
+
 @pytest.mark.parametrize("seen", [100, 299])
 def test_the_future_tells_nothing_of_the_past(rng, seen):
     """Its gradient is zero, whatever it chooses."""

@@ -22,9 +22,12 @@ class NumpyBackend(Backend):
         """`total` with rows added in place; NumPy's loops run along the longer side of `rows`."""
         width = math.prod(total.shape[1:])
         sums, rows = total.reshape(len(total), width), rows.reshape(len(rows), width)
+        # Sums in float64 either way: how many other rows there are changes no bit.
         if len(rows) < width:
+            exact = np.zeros(sums.shape)
             for i, row in zip(index, rows, strict=True):
-                sums[i] += row
+                exact[i] += row
+            sums += exact
         else:
             for c in range(width):
                 sums[:, c] += np.bincount(index, rows[:, c], len(sums))

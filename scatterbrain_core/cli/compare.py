@@ -55,8 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
         exactly = sb.attention(*(x.astype(np.float64) for x in operands), method=EXACT, **options)
         methods = methods if arguments.methods else _able(methods, options)
         problem = Problem([operands], [exactly], options)
-        rows = _rows(arguments, methods, problem)
+        rows, refused = _rows(arguments, methods, problem)
     _print(rows, arguments.seeds)
+    for name, error in refused.items():
+        say(f"Not measured: {name}, {error}.")
     write_plot(picture, rows, PANELS, f"query {operands[0].shape}, key {operands[1].shape}")
     return 0
 
@@ -76,13 +78,19 @@ def _able(methods: Sequence[str], options: Mapping[str, Any]) -> list[str]:
     return able
 
 
-def _rows(arguments: argparse.Namespace, methods: Sequence[str], problem: Problem) -> list[Row]:
+def _rows(
+    arguments: argparse.Namespace, methods: Sequence[str], problem: Problem
+) -> tuple[list[Row], dict[str, ValueError]]:
+    """Measure; of methods that were not asked for by name, those that are refused a budget are told."""
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
 
     def with_memory(row: Row) -> Row:
         return replace(row, memory=peak_memory(lambda: problem.attend(row.method, row.budget, seeds[0])))
 
-    return sweep(problem, methods, arguments.budgets or BUDGETS, seeds, with_memory)
+    refused: dict[str, ValueError] = {}
+    note = None if arguments.methods else refused.__setitem__
+    rows = sweep(problem, methods, arguments.budgets or BUDGETS, seeds, with_memory, note)
+    return rows, refused
 
 
 def _print(rows: Sequence[Row], seeds: int) -> None:

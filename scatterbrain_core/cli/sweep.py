@@ -76,6 +76,7 @@ def sweep(
     budgets: Sequence[float],
     seeds: Sequence[int],
     complete: Callable[[Row], Row] | None = None,
+    refused: Callable[[str, ValueError], None] | None = None,
 ) -> list[Row]:
     """Measure exact attention, then every method at every budget.
 
@@ -85,6 +86,8 @@ def sweep(
     methods, budgets, seeds : sequences
     complete : callable, optional
         Adds to a row what only the calling command measures.
+    refused : callable, optional
+        Told of a method and budget that the library refuses, and why; without it that is an error.
 
     Returns
     -------
@@ -98,6 +101,12 @@ def sweep(
     with progress(len(wanted)) as step:
         for method, budget in wanted:
             step(method if budget is None else f"{method} at {share(budget)}")
-            row = measure(problem, method, budget, seeds)
+            try:
+                row = measure(problem, method, budget, seeds)
+            except ValueError as error:
+                if refused is None:
+                    raise
+                refused(method if budget is None else f"{method} at {share(budget)}", error)
+                continue
             rows.append(complete(row) if complete else row)
     return rows

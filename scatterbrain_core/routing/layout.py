@@ -55,7 +55,7 @@ class Layout:
     length : int
         Keys, and causal queries, with what pads them to whole largest blocks.
     first : int
-        The first keys, exact for every query.
+        How many of the first keys are exact for every query.
     own : int
         A causal query sees the keys of its own block of this size exactly; 0 where not causal.
     levels : tuple of Level

@@ -51,11 +51,10 @@ def _log_weights(problem: Problem, tree: Tree, chunk: Chunk) -> Array:
 
 def _always_exact(problem: Problem, tree: Tree, chunk: Chunk) -> Array:
     xp, own = problem.xp, tree.layout.own
+    first = tree.is_first[:, None, :]
+    if not problem.is_causal:
+        return xp.broadcast_to(first, (first.shape[0], chunk.query.shape[1], first.shape[2]))
     key = integers(xp, tree.layout.length, tree.key)
-    seen = key < tree.layout.first
-    if problem.is_causal:
-        row = (integers(xp, chunk.query.shape[1], key) + chunk.number * tree.layout.chunk)[:, None]
-        seen = (seen & (key <= row)) | ((key // own == row // own) & (key <= row))
-    else:
-        seen = xp.broadcast_to(seen, (chunk.query.shape[1], key.shape[0]))
-    return seen[None, ...] & tree.visible[:, None, :]
+    row = (integers(xp, chunk.query.shape[1], key) + chunk.number * tree.layout.chunk)[:, None]
+    in_own = (key // own == row // own) & tree.visible[:, None, :]
+    return (first | in_own) & (key <= row)

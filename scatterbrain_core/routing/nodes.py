@@ -47,7 +47,8 @@ def second_moment(xp: Namespace, rows: Array) -> Array:
 
 
 def metric_of(xp: Namespace, moment: Array) -> Array:
-    """A second moment with unit trace, made definite."""
+    """A second moment with unit trace, made definite; of what is not finite it knows nothing."""
+    moment = xp.where(xp.isfinite(moment), moment, 0.0)
     trace = xp.linalg.trace(moment)[..., None, None]
     scaled = moment / xp.where(trace > 0, trace, 1.0)
     dim = moment.shape[-1]

@@ -15,6 +15,7 @@ from scatterbrain_core.routing.tree import Tree, grow, padded, view_of_chunk
 from scatterbrain_core.routing.view import Choice, View, choose, far_partial, opened_pairs, rank
 from scatterbrain_core.routing.visits import opened_partial, places_of
 from scatterbrain_core.sparse import RoutedClusters
+from scatterbrain_core.sparse.choosing import listed, rows_at
 from scatterbrain_core.tiles import integers
 
 
@@ -134,13 +135,15 @@ def _near(problem: Problem, tree: Tree, chunk: Chunk) -> tuple[Partial, Array]:
 
 
 def _first_keys(problem: Problem, tree: Tree, chunk: Chunk) -> tuple[Partial, Array]:
-    """The first keys, exact for every query but those that have them in their own block."""
-    xp, n = problem.xp, min(tree.layout.first, problem.n_keys)
-    seen = tree.visible[:, None, :n]
+    """The first keys, exact for every query behind the block of its own that they are in."""
+    xp, own = problem.xp, tree.layout.own
+    index, is_there = listed(xp, tree.is_first, min(tree.layout.first, tree.layout.length))
+    seen = is_there[:, None, :]
     if problem.is_causal:
         row = integers(xp, chunk.query.shape[1], chunk.query) + chunk.number * tree.layout.chunk
-        seen = seen & (row >= tree.layout.own)[:, None]
-    return _exact(problem, chunk.query, tree.key[:, :n, :], tree.weighted_value[:, :n, :], seen)
+        seen = seen & (index[:, None, :] // own < (row // own)[:, None])
+    key, weighted = (rows_at(xp, x, index) for x in (tree.key, tree.weighted_value))
+    return _exact(problem, chunk.query, key, weighted, seen)
 
 
 def _own_blocks(problem: Problem, tree: Tree, chunk: Chunk) -> tuple[Partial, Array]:

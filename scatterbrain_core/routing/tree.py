@@ -53,6 +53,8 @@ class Tree:
         Zeros in the row of a key that is not there.
     visible : array of bool, shape (H, length)
         Keys that are there.
+    is_first : array of bool, shape (H, length)
+        The first of these, which are in no cluster: whatever pads a sequence on the left, its sink is exact.
     nodes : list of Node
         Smallest blocks first.
     keys : Keys
@@ -64,6 +66,7 @@ class Tree:
     key: Array
     weighted_value: Array
     visible: Array
+    is_first: Array
     nodes: list[Node]
     keys: Keys
 
@@ -77,7 +80,9 @@ def grow(problem: Problem, layout: Layout) -> Tree:
     visible = xp.broadcast_to(place < problem.n_keys, key.shape[:2])
     if problem.key_mask is not None:
         visible = visible & padded(xp, problem.key_mask, length)
-    clustered = visible & (place >= layout.first)
+    rank = xp.cumulative_sum(xp.astype(visible, place.dtype), axis=-1)
+    is_first = visible & (rank <= layout.first)
+    clustered = visible & ~is_first
     weight = xp.astype(clustered, key.dtype)
     nodes, orders = [], []
     for i, (level, metric) in enumerate(zip(layout.levels, _metrics(problem, query, layout), strict=True)):
@@ -92,7 +97,7 @@ def grow(problem: Problem, layout: Layout) -> Tree:
     weighted_value = xp.where(visible[..., None], with_weights(xp, value, key), 0.0)
     rows = (xp.reshape(x, (-1, x.shape[-1])) for x in (key, weighted_value))
     sorted_keys = Keys(xp.concat(orders), *rows)
-    return Tree(layout, problem.is_causal, query, key, weighted_value, visible, nodes, sorted_keys)
+    return Tree(layout, problem.is_causal, query, key, weighted_value, visible, is_first, nodes, sorted_keys)
 
 
 def padded(xp: Namespace, x: Array, length: int) -> Array:
@@ -258,5 +263,4 @@ def column_of_key(problem: Problem, tree: Tree, chunk: int) -> Array:
     columns = xp.concat(pieces, axis=1)
     missing = xp.full((n_heads, length - columns.shape[1]), -1, dtype=columns.dtype, device=device(columns))
     columns = xp.concat([columns, missing], axis=1)
-    clustered = tree.visible & (integers(xp, length, columns) >= tree.layout.first)
-    return xp.where(clustered, columns, -1)
+    return xp.where(tree.visible & ~tree.is_first, columns, -1)
