@@ -66,8 +66,9 @@ def attention(
     method : str or Scatterbrain
         A name from `methods`, or the parts themselves.
     budget : float, in (0, 1]
-        Exact pairs + rank of the low-rank part a query, as a fraction of Lk. `method="exact"` and parts
-        that say their own size take no notice of it.
+        Exact pairs + rank of the low-rank part a query, as a fraction of Lk; with `auto` of at most 4096
+        keys, which keeps its time linear, unless it is 1. `method="exact"` and parts that say their own size
+        take no notice of it.
     attn_mask : array of bool, optional
         True where a query may attend; broadcastable to (..., Lq, Lk). A mask of shape (..., 1, Lk) (key
         padding) or (..., Lq, 1) costs nothing that grows with Lq·Lk, any other O(Lq·Lk) time. What a mask

@@ -1,6 +1,7 @@
 """What benchmarks/accuracy measures, on a model of two small layers."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -240,6 +241,28 @@ def test_a_refused_method_stands_in_the_table_with_a_footnote(tmp_path):
     )
     assert any(line.split() == ["unheard", "of", "1/4", "[1]"] for line in lines)
     assert lines[-1].startswith("[1] refused: method 'unheard of' is unknown")
+
+
+def test_the_documentation_has_the_committed_results():
+    root = Path(command.__file__).parents[2]
+    files = sorted((root / "benchmarks" / "results" / "accuracy").glob("*.json"))
+    stored = record.joined([record.load(file) for file in files])
+    lines = (root / "docs" / "accuracy.md").read_text(encoding="utf-8").splitlines()
+    assert set(stored.models) == {"minilm", "smollm2"}
+    for name in stored.models:
+        assert not set(report.summary(stored, name)) - set(lines)
+
+
+def test_committed_results_show_what_is_claimed_of_auto():
+    root = Path(command.__file__).parents[2]
+    files = sorted((root / "benchmarks" / "results" / "accuracy").glob("*.json"))
+    stored = record.joined([record.load(file) for file in files])
+    for case, result in stored.results.items():
+        if case.method in ("auto", "exact") or result.refused is not None:
+            continue
+        ours = stored.results[Case(case.model, "auto", case.budget)]
+        assert measure.spread(ours.errors)["mean"] < measure.spread(result.errors)["mean"], case
+        assert max(max(row) for row in ours.costs) <= 1.05 * case.budget
 
 
 def test_quick_sets_only_what_was_not_said():

@@ -76,7 +76,7 @@ def _panel(
     budgets = sorted({x.case.budget for x in results if x.case.budget is not None})
     for method, style in styles.items():
         found = [(x.case.budget, value(x)) for x in results if x.case.method == method]
-        points = [(budget, y) for budget, y in found if y is not None]
+        points = sorted((budget, y) for budget, y in found if y is not None)
         if points:
             axis.plot(*zip(*points, strict=True), label=method, **style)
     label_axes(axis, budgets, label)

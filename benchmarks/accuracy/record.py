@@ -82,6 +82,9 @@ def joined(records: Sequence[Record]) -> Record:
         check_same(first.settings, other.settings, (PLACE,))
     models = {name: model for record in records for name, model in record.models.items()}
     results = {case: result for record in records for case, result in record.results.items()}
+    methods = [*dict.fromkeys(case.method for case in results)]
+    order = sorted(results, key=lambda case: (methods.index(case.method), -(case.budget or 0.0)))
+    results = {case: results[case] for case in order}
     told = {name: _all(record.header.get(name) for record in records) for name in ("commit", "machine")}
     places = _all(record.settings.get(PLACE) for record in records)
     return Record(first.header | told, first.settings | {PLACE: places}, models, results)

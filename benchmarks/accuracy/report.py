@@ -34,6 +34,26 @@ def model_report(record: Record, name: str) -> list[str]:
     ]
 
 
+def summary(record: Record, name: str) -> list[str]:
+    """Return the lines of a Markdown table of a model: mean error and quality, a column a budget."""
+    model = record.models[name]
+    of_model: dict[str, dict[float, Result]] = {}
+    for case, result in record.results.items():
+        if case.model == name and case.budget is not None and result.refused is None:
+            of_model.setdefault(case.method, {})[case.budget] = result
+    budgets = sorted({budget for row in of_model.values() for budget in row}, reverse=True)
+    columns = [
+        f"{what} at {share(budget)}" for what in ("mean error", model["quality"]) for budget in budgets
+    ]
+    rows = [["method", *columns], ["---", *["---:"] * len(columns)]]
+    for method, row in of_model.items():
+        found = [row.get(budget) for budget in budgets]
+        errors = ["" if x is None or not x.errors else f"{spread(x.errors)['mean']:.2g}" for x in found]
+        qualities = ["" if x is None or x.quality is None else f"{x.quality:.4g}" for x in found]
+        rows.append([f"`{method}`", *errors, *qualities])
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
 def _cells(result: Result, exact: float, notes: Sequence[str], width: int) -> list[str]:
     budget = "-" if result.case.budget is None else share(result.case.budget)
     named = [result.case.method, budget]
