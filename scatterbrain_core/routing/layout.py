@@ -126,15 +126,15 @@ def _causal(n_queries: int, n_keys: int, entries: float) -> Layout:
     for own in _halves(min(_largest_own(entries), largest)):
         for n_coarse in _halves(wanted):
             levels = _levels(own, largest, length, n_coarse)
-            base = _base_entries(first, own, levels, n_queries)
+            base = _base_entries(first, own, levels, n_queries, n_keys)
             mean = sum(base) / len(base)
             if mean <= COARSEST_SHARE * entries:
-                return Layout(length, first, own, levels, _refinement(base, entries, n_queries))
+                return Layout(length, first, own, levels, _refinement(base, entries, n_queries, n_keys))
             forms.append((mean, own, levels, base))
     mean, own, levels, base = min(forms, key=lambda form: form[0])
     if mean > entries:
-        raise _too_small(_least_entries(n_queries, largest, length), entries, n_keys)
-    return Layout(length, first, own, levels, _refinement(base, entries, n_queries))
+        raise _too_small(_least_entries(n_queries, n_keys, largest, length), entries, n_keys)
+    return Layout(length, first, own, levels, _refinement(base, entries, n_queries, n_keys))
 
 
 def _halves(n: int) -> list[int]:
@@ -150,12 +150,12 @@ def _largest_own(entries: float) -> int:
     return min(_power_of_two_below(entries / 2), LARGEST_OWN_BLOCK)
 
 
-def _least_entries(n_queries: int, largest: int, length: int) -> float:
+def _least_entries(n_queries: int, n_keys: int, largest: int, length: int) -> float:
     """The least entries that a form of causal blocks can be had for."""
     for first in range(1, MOST_FIRST_KEYS + 1):
         means = []
         for own in _halves(min(LARGEST_OWN_BLOCK, largest)):
-            base = _base_entries(first, own, _levels(own, largest, length, 1), n_queries)
+            base = _base_entries(first, own, _levels(own, largest, length, 1), n_queries, n_keys)
             # Fewer entries have neither so large an own block nor so many first keys.
             least = (2 * own if own > 1 else 1, ENTRIES_A_FIRST_KEY * first if first > 1 else 1)
             means.append(max(sum(base) / len(base), *least))
@@ -177,19 +177,28 @@ def _levels(own: int, largest: int, length: int, n_coarse: int) -> tuple[Level, 
     return tuple(levels)
 
 
-def _base_entries(first_keys: int, own: int, levels: tuple[Level, ...], n_queries: int) -> list[float]:
+def _base_entries(
+    first_keys: int, own: int, levels: tuple[Level, ...], n_queries: int, n_keys: int
+) -> list[float]:
     """Entries of the coarsest view of each block of own keys, the mean over its queries."""
     means = []
     for first in range(0, n_queries, own):
-        coarse = sum(first % level.parent // level.block * level.n_coarse for level in levels)
-        means.append(coarse + (own + 1) / 2 + (min(first_keys, first) if first else 0))
+        coarse = sum(_blocks_behind(level, first, n_keys) * level.n_coarse for level in levels)
+        own_keys = (own + 1) / 2 if first < n_keys else 0.0
+        means.append(coarse + own_keys + (min(first_keys, first) if first else 0))
     return means
 
 
-def _refinement(base: list[float], entries: float, n_queries: int) -> int:
+def _blocks_behind(level: Level, first: int, n_keys: int) -> int:
+    """Blocks of a level with keys that a query at this position sees, but for those in blocks of the next."""
+    inside = first // level.parent * level.parent // level.block
+    return max(min(first // level.block, -(-n_keys // level.block)) - inside, 0)
+
+
+def _refinement(base: list[float], entries: float, n_queries: int, n_keys: int) -> int:
     """The most a query may add such that the mean over all queries is within the entries."""
     own = -(-n_queries // len(base))
-    seen = [min((i + 0.5) * own, n_queries) for i in range(len(base))]
+    seen = [min((i + 0.5) * own, n_queries, n_keys) for i in range(len(base))]
     low, high = 0, int(seen[-1]) + 1
     while high - low > 1:
         middle = (low + high) // 2
