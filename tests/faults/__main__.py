@@ -59,6 +59,7 @@ def run(command: Sequence[str], root: Path) -> subprocess.CompletedProcess[str]:
     """Python in a copy, on the copy's own modules."""
     paths = os.pathsep.join(str(root / name) for name in (".", "backends", "examples"))
     environment = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "500"}
+    environment["SCATTERBRAIN_EVERY_TEST"] = "1"
     return subprocess.run(
         [sys.executable, *command], cwd=root, env=environment, capture_output=True, text=True, check=False
     )
