@@ -861,7 +861,7 @@ CHOICES = [
         "visible & (rank <= layout.first)",
         "visible & (place < layout.first)",
         ("tests/test_routing.py::test_masks",),
-        NUMPY,
+        "numpy and not readonly",
     ),
     Fault(
         "one key too many",
