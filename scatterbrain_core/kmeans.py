@@ -32,13 +32,15 @@ def kmeans(xp: Namespace, x: Array, weight: Array, metric: Array, n_clusters: in
     """
     centre = _spread_points(xp, x, weight, n_clusters)
     in_metric = xp.matmul(x, metric)
-    labels = _nearest(xp, in_metric, centre, metric)
+    # Equal keys start equal centres, which libraries tell apart by rounding: of equal ones the first.
+    slack = 4 * float(xp.finfo(x.dtype).eps) * norms(xp, in_metric)[..., None]
+    labels = _nearest(xp, in_metric, centre, metric, slack)
     for _ in range(ITERATIONS - 1):
         member = one_hot(xp, labels, n_clusters, x) * weight[..., None]
         count = xp.sum(member, axis=-2)[..., None]
         mean = xp.matmul(xp.matrix_transpose(member), x) / xp.where(count == 0, 1.0, count)
         centre = xp.where(count == 0, centre, mean)
-        labels = _nearest(xp, in_metric, centre, metric)
+        labels = _nearest(xp, in_metric, centre, metric, slack)
     return labels
 
 
@@ -47,12 +49,11 @@ def one_hot(xp: Namespace, labels: Array, n: int, like: Array) -> Array:
     return xp.astype(labels[..., None] == integers(xp, n, labels), like.dtype)
 
 
-def _nearest(xp: Namespace, in_metric: Array, centre: Array, metric: Array) -> Array:
+def _nearest(xp: Namespace, in_metric: Array, centre: Array, metric: Array, slack: Array) -> Array:
+    """The first of the nearest centres: scores are equal within `slack` times the norm of a centre."""
     # Of (x - c)'M(x - c), what depends on the centre c.
     scores = xp.matmul(in_metric, xp.matrix_transpose(centre))
     scores = scores - 0.5 * xp.sum(xp.matmul(centre, metric) * centre, axis=-1)[..., None, :]
-    # Equal keys start equal centres, which libraries tell apart by rounding: of equal ones the first.
-    slack = 4 * float(xp.finfo(scores.dtype).eps) * norms(xp, in_metric)[..., None]
     near = scores + slack * norms(xp, centre)[..., None, :] >= xp.max(scores, axis=-1)[..., None]
     return xp.argmax(xp.astype(near, xp.int8), axis=-1)
 

@@ -243,20 +243,24 @@ def test_a_refused_method_stands_in_the_table_with_a_footnote(tmp_path):
     assert lines[-1].startswith("[1] refused: method 'unheard of' is unknown")
 
 
+ROOT = Path(command.__file__).parents[2]
+
+
+def committed():
+    files = sorted((ROOT / "benchmarks" / "results" / "accuracy").glob("*.json"))
+    return record.joined([record.load(file) for file in files])
+
+
 def test_the_documentation_has_the_committed_results():
-    root = Path(command.__file__).parents[2]
-    files = sorted((root / "benchmarks" / "results" / "accuracy").glob("*.json"))
-    stored = record.joined([record.load(file) for file in files])
-    lines = (root / "docs" / "accuracy.md").read_text(encoding="utf-8").splitlines()
+    stored = committed()
+    lines = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8").splitlines()
     assert set(stored.models) == {"minilm", "smollm2"}
     for name in stored.models:
         assert not set(report.summary(stored, name)) - set(lines)
 
 
 def test_committed_results_show_what_is_claimed_of_auto():
-    root = Path(command.__file__).parents[2]
-    files = sorted((root / "benchmarks" / "results" / "accuracy").glob("*.json"))
-    stored = record.joined([record.load(file) for file in files])
+    stored = committed()
     for case, result in stored.results.items():
         if case.method in ("auto", "exact") or result.refused is not None:
             continue

@@ -100,13 +100,14 @@ def sweep(
     rows = []
     with progress(len(wanted)) as step:
         for method, budget in wanted:
-            step(method if budget is None else f"{method} at {share(budget)}")
+            name = method if budget is None else f"{method} at {share(budget)}"
+            step(name)
             try:
                 row = measure(problem, method, budget, seeds)
             except ValueError as error:
                 if refused is None:
                     raise
-                refused(method if budget is None else f"{method} at {share(budget)}", error)
+                refused(name, error)
                 continue
             rows.append(complete(row) if complete else row)
     return rows

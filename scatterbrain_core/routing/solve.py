@@ -15,7 +15,7 @@ from scatterbrain_core.routing.tree import Tree, grow, padded, view_of_chunk
 from scatterbrain_core.routing.view import Choice, View, choose, far_partial, opened_pairs, rank
 from scatterbrain_core.routing.visits import opened_partial, places_of
 from scatterbrain_core.sparse import RoutedClusters
-from scatterbrain_core.sparse.choosing import listed, rows_at
+from scatterbrain_core.sparse.choosing import rows_at
 from scatterbrain_core.tiles import integers
 
 
@@ -137,7 +137,7 @@ def _near(problem: Problem, tree: Tree, chunk: Chunk) -> tuple[Partial, Array]:
 def _first_keys(problem: Problem, tree: Tree, chunk: Chunk) -> tuple[Partial, Array]:
     """The first keys, exact for every query behind the block of its own that they are in."""
     xp, own = problem.xp, tree.layout.own
-    index, is_there = listed(xp, tree.is_first, min(tree.layout.first, tree.layout.length))
+    index, is_there = tree.first
     seen = is_there[:, None, :]
     if problem.is_causal:
         row = integers(xp, chunk.query.shape[1], chunk.query) + chunk.number * tree.layout.chunk

@@ -16,6 +16,7 @@ from scatterbrain_core.routing.nodes import Clusters, cluster, metric_of, second
 from scatterbrain_core.routing.view import View, bounded, second_order, spread_of
 from scatterbrain_core.routing.visits import Keys, sorted_slots
 from scatterbrain_core.rows import with_weights
+from scatterbrain_core.sparse.choosing import listed
 from scatterbrain_core.tiles import integers
 
 
@@ -55,6 +56,8 @@ class Tree:
         Keys that are there.
     is_first : array of bool, shape (H, length)
         The first of these, which are in no cluster: whatever pads a sequence on the left, its sink is exact.
+    first : array of int, array of bool, shape (H, layout.first)
+        Their positions, and which of these there are.
     nodes : list of Node
         Smallest blocks first.
     keys : Keys
@@ -67,6 +70,7 @@ class Tree:
     weighted_value: Array
     visible: Array
     is_first: Array
+    first: tuple[Array, Array]
     nodes: list[Node]
     keys: Keys
 
@@ -82,6 +86,7 @@ def grow(problem: Problem, layout: Layout) -> Tree:
         visible = visible & padded(xp, problem.key_mask, length)
     rank = xp.cumulative_sum(xp.astype(visible, place.dtype), axis=-1)
     is_first = visible & (rank <= layout.first)
+    first = listed(xp, is_first, min(layout.first, length))
     clustered = visible & ~is_first
     weight = xp.astype(clustered, key.dtype)
     nodes, orders = [], []
@@ -97,7 +102,9 @@ def grow(problem: Problem, layout: Layout) -> Tree:
     weighted_value = xp.where(visible[..., None], with_weights(xp, value, key), 0.0)
     rows = (xp.reshape(x, (-1, x.shape[-1])) for x in (key, weighted_value))
     sorted_keys = Keys(xp.concat(orders), *rows)
-    return Tree(layout, problem.is_causal, query, key, weighted_value, visible, is_first, nodes, sorted_keys)
+    return Tree(
+        layout, problem.is_causal, query, key, weighted_value, visible, is_first, first, nodes, sorted_keys
+    )
 
 
 def padded(xp: Namespace, x: Array, length: int) -> Array:

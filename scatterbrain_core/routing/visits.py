@@ -42,7 +42,7 @@ def places_of(n_rows: int, entries: int, n_keys: int) -> int:
 
 
 def opened_partial(
-    backend: Backend, query: Array, opened: Array, view: View, keys: Keys, places: int = TILE[0]
+    backend: Backend, query: Array, opened: Array, view: View, keys: Keys, places: int
 ) -> Partial:
     """Exact partial result of queries (H, R, D) on the clusters they opened, `ref` of shape (H, R).
 
