@@ -16,7 +16,7 @@ import scatterbrain_core as sb
 from scatterbrain_core import kmeans
 from scatterbrain_core.planning import plan
 from scatterbrain_core.problem import make_problem
-from scatterbrain_core.routing import nodes, spending, view
+from scatterbrain_core.routing import nodes, selection, spending, view
 from scatterbrain_core.routing.layout import lay_out
 
 
@@ -282,14 +282,30 @@ def _best(items_of_row, mean, most, bar):
         {what: (gain if cost <= limit else 0.0, cost) for what, (gain, cost) in items.items()}
         for items, limit in zip(items_of_row, most, strict=True)
     ]
-    sample = affordable if bar is None else affordable[:: view.SAMPLED_ROWS]
-    at_mean = _bar([item for items in sample for item in items.values()], mean * len(sample))
+    sample = affordable[:: max(1, len(affordable) // selection.SAMPLED_ROWS)]
+    all_of_sample = [item for items in sample for item in items.values()]
+    at_mean = _bar(all_of_sample, mean * len(sample))
+    if bar is None and len(sample) < len(affordable):
+        at_mean = _corrected(affordable, sample, all_of_sample, mean)
     bar = at_mean if bar is None else bar
     taken = []
     for items, limit in zip(affordable, most, strict=True):
         own = max(bar, _bar(items.values(), limit))
         taken.append({what for what, (gain, _) in items.items() if gain > own})
     return taken, at_mean
+
+
+def _corrected(affordable, sample, all_of_sample, mean):
+    """The least bar of the sample, of three tried, at which all rows spend the mean."""
+    limit, bar = mean, max(gain for items in affordable for gain, _ in items.values())
+    for _ in range(selection.CORRECTIONS):
+        tried = _bar(all_of_sample, limit * len(sample))
+        costs = [cost for items in affordable for gain, cost in items.values() if gain > tried]
+        spent = sum(costs) / len(affordable)
+        if spent <= selection.ROOM * mean:
+            bar = min(bar, tried)
+        limit *= mean / (spent or 1.0)
+    return bar
 
 
 def _choose(head, like):

@@ -98,6 +98,14 @@ def test_any_budget_is_kept_or_the_least_is_said(data):
     assert relative_error(est.output, expected) <= tolerance("float64", q, k)
 
 
+@pytest.mark.parametrize("name", ["informer", "skeinformer"])
+@pytest.mark.parametrize("budget", [0.1, 0.15, 0.2, 0.4])
+def test_few_queries_keep_a_budget(rng, name, budget):
+    """What is kept once a call weighs more on each of fewer queries: a part must be planned smaller for it."""
+    q, k, v = draw_problem(rng, 20, 400, lead=())
+    assert sb.estimate(q, k, v, method=name, budget=budget).cost.fraction <= budget
+
+
 def test_of_equal_weights_the_first_keys_count(library, dtype):
     q = k = np.ones((1, 6, 4), dtype=dtype)
     matrix = sb.attention_matrix(

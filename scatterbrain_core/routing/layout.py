@@ -17,6 +17,8 @@ CLUSTER = 4
 RATIO = 8
 SMALL_CLUSTER = 8
 MOST_SMALL_CLUSTERS = 32
+# Clusters of all the blocks of a size that may wait for the next larger one.
+MOST_WAITING = 128
 # The first keys, which many models use as a sink, are always exact (arXiv 2309.17453).
 MOST_FIRST_KEYS, ENTRIES_A_FIRST_KEY = 4, 8
 LARGEST_OWN_BLOCK = 128
@@ -169,7 +171,8 @@ def _levels(own: int, largest: int, length: int, n_coarse: int) -> tuple[Level, 
     block = own
     while block < largest:
         parent = min(RATIO * block, largest)
-        n_fine = max(1, min(block // SMALL_CLUSTER, MOST_SMALL_CLUSTERS))
+        most = min(MOST_SMALL_CLUSTERS, MOST_WAITING * block // parent)
+        n_fine = max(1, min(block // SMALL_CLUSTER, most))
         levels.append(Level(block, parent, n_fine, max(1, n_fine // 16)))
         block = parent
     n_fine = max(1, min(largest // CLUSTER, MOST_CLUSTERS // (length // largest)))

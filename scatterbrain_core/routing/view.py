@@ -8,12 +8,11 @@ from dataclasses import dataclass, fields
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.normalization import Partial, finite
+from scatterbrain_core.routing.selection import select
 from scatterbrain_core.routing.spending import Allowance
 
 # The Gaussian second order of a cluster's logits is trusted up to here.
 MOST_SPREAD = 10.0
-# One row in so many of a chunk is enough to tell at which gain the next chunk should stop.
-SAMPLED_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def choose(
     to_open = (within + between) / xp.where(count > 0, count, 1.0)
     gain, cost = xp.concat([to_split, to_open], axis=-1), xp.concat([split_cost, count], axis=-1)
     first = None if allowance.bars is None else allowance.bars[0]
-    chosen, first = _best(xp, gain, cost, allowance.mean, allowance.most, first)
+    chosen, first = select(xp, gain, cost, allowance.mean, allowance.most, first)
     split_group = xp.astype(chosen[..., : group.shape[-1]] | ~several, group.dtype)
     split = xp.matmul(split_group, xp.matrix_transpose(group)) > 0
     # Which groups are split is settled: what the clusters gain and cost follows from it.
@@ -142,7 +141,7 @@ def choose(
         cost > 0, xp.where(split, within, within + between) / xp.where(cost > 0, cost, 1.0), 0.0
     )
     second = None if allowance.bars is None else allowance.bars[1]
-    opened, second = _best(xp, to_open, cost, mean, allowance.most - spent, second)
+    opened, second = select(xp, to_open, cost, mean, allowance.most - spent, second)
     return Choice(opened, split), (first, second)
 
 
@@ -172,29 +171,6 @@ def _error_between(xp: Namespace, view: View, share: Array) -> Array:
     part = count / xp.sum(group * total[:, None, :], axis=-1)
     deviation = share - xp.matmul(xp.matmul(share, group), back) * part[:, None, :]
     return deviation * deviation * distance[:, None, :]
-
-
-def _best(
-    xp: Namespace, gain: Array, cost: Array, mean: Array, most: Array, bar: Array | None
-) -> tuple[Array, Array]:
-    """Items of a gain above the bar, the greatest first, and the bar at which their costs have this mean."""
-    cost = xp.broadcast_to(cost, gain.shape)
-    gain = xp.where(cost <= most, gain, 0.0)
-    flat = (gain.shape[0], 1, -1)
-    stride = 1 if bar is None else SAMPLED_ROWS
-    rows = gain[:, ::stride, :]
-    at_mean = _bar(xp, xp.reshape(rows, flat), xp.reshape(cost[:, ::stride, :], flat), mean * rows.shape[1])
-    bar = at_mean if bar is None else bar
-    return gain > xp.maximum(bar, _bar(xp, gain, cost, most)), at_mean
-
-
-def _bar(xp: Namespace, gain: Array, cost: Array, limit: Array) -> Array:
-    """The greatest gain along the last axis that no longer fits the limit; 0 where all fit."""
-    order = xp.argsort(gain, axis=-1, descending=True)
-    spent = xp.cumulative_sum(xp.take_along_axis(cost, order, axis=-1), axis=-1)
-    kept = xp.sum(xp.astype(spent <= limit, order.dtype), axis=-1)[..., None]
-    index = xp.take_along_axis(order, xp.minimum(kept, gain.shape[-1] - 1), axis=-1)
-    return xp.where(kept < gain.shape[-1], xp.take_along_axis(gain, index, axis=-1), 0.0)
 
 
 def far_weights(backend: Backend, view: View, choice: Choice) -> tuple[Array, Array]:
