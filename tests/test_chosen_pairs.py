@@ -101,7 +101,7 @@ def test_any_budget_is_kept_or_the_least_is_said(data):
 @pytest.mark.parametrize("name", ["informer", "skeinformer"])
 @pytest.mark.parametrize("budget", [0.06, 0.08, 0.15, 0.4])
 def test_few_queries_keep_a_budget(rng, name, budget):
-    """What is kept once a call weighs more on each of fewer queries: a part must be planned smaller for it."""
+    """What is kept once a call weighs more on each of fewer queries: a part is planned smaller for it."""
     q, k, v = draw_problem(rng, 20, 400, lead=())
     assert sb.estimate(q, k, v, method=name, budget=budget).cost.fraction <= budget
 
