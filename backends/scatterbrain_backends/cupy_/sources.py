@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
 KERNELS = Path(__file__).parent / "kernels"
-INCLUDED = ("common.cuh",)
+INCLUDE = re.compile(r'^#include "(\w+\.cuh)"\n', re.MULTILINE)
 OPTIONS = ("-std=c++17",)
 
 
 @cache
 def source(name: str) -> str:
     """Text of a kernel's file with what it includes: CuPy's cache does not look into included files."""
-    text = (KERNELS / f"{name}.cu").read_text(encoding="utf-8")
-    for header in INCLUDED:
-        own = (KERNELS / header).read_text(encoding="utf-8")
-        text = text.replace(f'#include "{header}"\n', own)
-    return text
+    included: set[str] = set()
+
+    def text(file: str) -> str:
+        return INCLUDE.sub(header, (KERNELS / file).read_text(encoding="utf-8"))
+
+    def header(found: re.Match[str]) -> str:
+        if found[1] in included:
+            return ""
+        included.add(found[1])
+        return text(found[1])
+
+    return text(f"{name}.cu")
