@@ -20,6 +20,23 @@ WORKED_IN = {"float16": "float32", "bfloat16": "float32", "float32": "float32", 
 
 
 @dataclass(frozen=True)
+class HalfPrecision:
+    """What query, key and value were, where half precision came: values still are, but for their type.
+
+    Attributes
+    ----------
+    dtype : str
+        'float16' or 'bfloat16'.
+    query_factor, key_factor : float
+        What query and key were multiplied by, which rounds them to float32.
+    """
+
+    dtype: str
+    query_factor: float
+    key_factor: float
+
+
+@dataclass(frozen=True)
 class Problem:
     """A checked call.
 
@@ -45,6 +62,8 @@ class Problem:
     mask_of_head : list of int
         Which of the masks in `dense_mask` each head has.
     is_causal : bool
+    scale : float
+        Of the logits, which query and key have in them.
     """
 
     backend: Backend
@@ -58,6 +77,7 @@ class Problem:
     dense_mask: Array | None
     mask_of_head: list[int]
     is_causal: bool
+    scale: float = 1.0
     _once: dict[Any, Any] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def once(self, name: Any, function: Callable[[], T]) -> T:
@@ -76,6 +96,12 @@ class Problem:
     def xp(self) -> Namespace:
         """Namespace of the arrays."""
         return self.backend.xp
+
+    @property
+    def half(self) -> HalfPrecision | None:
+        """What the arrays were, where they came in half precision."""
+        name = _name(self.dtype)
+        return None if name == WORKED_IN[name] else HalfPrecision(name, *_shared(self.scale))
 
     @property
     def n_heads(self) -> int:
@@ -191,7 +217,11 @@ def bring_to_form(
 
 def dtype_name(x: Any) -> str:
     """Name of an array's dtype, whatever its library: 'float32', 'bfloat16', ..."""
-    return str(x.dtype).rpartition(".")[2]
+    return _name(x.dtype)
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).rpartition(".")[2]
 
 
 def _check_dtypes(arrays: dict[str, Any]) -> None:
@@ -346,11 +376,16 @@ def largest_entry(problem: Problem, x: Array) -> float:
 
 
 def _scaled(problem: Problem, scale: float) -> Problem:
-    # Shared evenly: ‖q + k‖², which the features' variance grows with, is then smallest for equal norms.
-    root = math.sqrt(abs(scale))
     if scale == 1.0:
         return problem
-    return replace(problem, query=problem.query * math.copysign(root, scale), key=problem.key * root)
+    of_query, of_key = _shared(scale)
+    return replace(problem, query=problem.query * of_query, key=problem.key * of_key, scale=scale)
+
+
+def _shared(scale: float) -> tuple[float, float]:
+    """Factors of query and key, evenly: ‖q + k‖², which the features' variance grows with, is least so."""
+    root = math.sqrt(abs(scale))
+    return math.copysign(root, scale), root
 
 
 def _shape(x: Any) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.low_rank import Features
-from scatterbrain_core.problem import Problem
+from scatterbrain_core.problem import HalfPrecision, Problem
 from scatterbrain_core.tiles import zeros
 
 
@@ -24,11 +24,14 @@ class Pairs:
     weights : callable
         (query block, key block, visible) to logits, -inf where not visible, and a factor of the weights
         or None.
+    half : HalfPrecision or None
+        What these and the values were, where that was half precision: a kernel may multiply that instead.
     """
 
     query: Array
     key: Array
     weights: Callable[[Backend, Array, Array, Array], tuple[Array, Array | None]]
+    half: HalfPrecision | None = None
 
 
 def exact_weights(backend: Backend, query: Array, key: Array, visible: Array) -> tuple[Array, None]:
@@ -57,6 +60,8 @@ class Rows:
     features : Features or None
         Of the low-rank part.
     n_heads : int
+    half : HalfPrecision or None
+        What query, key and values were.
     """
 
     query: Array
@@ -64,6 +69,7 @@ class Rows:
     weighted_value: Array
     features: Features | None
     n_heads: int
+    half: HalfPrecision | None = None
 
     @property
     def n_queries(self) -> int:
@@ -77,7 +83,7 @@ class Rows:
 
     def exact(self) -> Pairs:
         """Pairs weighted by exp(q·k)."""
-        return Pairs(self.query, self.key, exact_weights)
+        return Pairs(self.query, self.key, exact_weights, self.half)
 
     def counting(self) -> Rows:
         """Rows of values one, whose sums with the weights of `units` count the visible pairs."""
@@ -117,4 +123,4 @@ def make_rows(problem: Problem, features: Features | None = None) -> Rows:
     if features is not None:
         features = replace(features, query=flat(features.query), key=flat(features.key))
     query, key, weighted_value = flat(problem.query), flat(problem.key), flat(weighted_value)
-    return Rows(query, key, weighted_value, features, problem.n_heads)
+    return Rows(query, key, weighted_value, features, problem.n_heads, problem.half)

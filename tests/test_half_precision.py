@@ -9,6 +9,7 @@ from oracle import METHODS, oracle
 from problems import draw_problem
 
 import scatterbrain_core as sb
+from scatterbrain_core.rows import exact_weights
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
@@ -55,6 +56,27 @@ def test_output_is_the_oracles_rounded_once(half, is_causal, rng, name):
     assert out.dtype == arrays[0].dtype
     # Groups of features are summed in another order.
     assert np.abs(back(out) - back(est.output)).max() <= 2 * unit * np.abs(output).max() + 1e-5
+
+
+@pytest.mark.parametrize("name", sb.methods())
+def test_what_is_said_to_be_half_precision_is_so(monkeypatch, rng, is_causal, name):
+    """What kernels may rely on: divided by their factors, exact pairs' rows are those that came."""
+    from scatterbrain_backends.numpy_ import NumpyBackend
+
+    seen = []
+    monkeypatch.setattr(NumpyBackend, "tile_partial", lambda _, visits, g: seen.append(visits) or g())
+    arrays = [x.astype(np.float16) for x in draw_problem(rng, 300, 300, dim=24)]
+    sb.attention(*arrays, method=name, is_causal=is_causal, scale=-0.3)
+    for visits in seen:
+        half, is_exact = visits.pairs.half, visits.pairs.weights is exact_weights
+        assert (half is not None) == is_exact
+        if half is not None:
+            factors = (half.query_factor, half.key_factor, 1.0)
+            rows = (visits.pairs.query, visits.pairs.key, visits.weighted_value[:, :-1])
+            for x, factor in zip(rows, factors, strict=True):
+                came = (x / np.float32(factor)).astype(half.dtype).astype(np.float32)
+                assert np.abs(came * np.float32(factor) - x).max() <= 2.0**-22 * np.abs(x).max()
+            assert half.query_factor * half.key_factor == pytest.approx(-0.3)
 
 
 def test_long_sums_do_not_stall(half, rng):

@@ -100,8 +100,8 @@ def grow(problem: Problem, layout: Layout) -> Tree:
         nodes.append(Node(level, clusters, group, start + i * math.prod(clustered.shape)))
         orders.append(order)
     weighted_value = xp.where(visible[..., None], with_weights(xp, value, key), 0.0)
-    rows = (xp.reshape(x, (-1, x.shape[-1])) for x in (key, weighted_value))
-    sorted_keys = Keys(xp.concat(orders), *rows)
+    key_rows, value_rows = (xp.reshape(x, (-1, x.shape[-1])) for x in (key, weighted_value))
+    sorted_keys = Keys(xp.concat(orders), key_rows, value_rows, problem.half)
     return Tree(
         layout, problem.is_causal, query, key, weighted_value, visible, is_first, first, nodes, sorted_keys
     )

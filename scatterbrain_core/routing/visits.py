@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.normalization import Partial, finite, nothing_seen
+from scatterbrain_core.problem import HalfPrecision
 from scatterbrain_core.routing.nodes import Clusters
 from scatterbrain_core.routing.view import View
 from scatterbrain_core.rows import Pairs, exact_weights
@@ -29,11 +30,14 @@ class Keys:
         Key row at each slot.
     key : array, shape (n_rows, D)
     weighted_value : array, shape (n_rows, Dv + 1)
+    half : HalfPrecision or None
+        What keys, values and the queries were.
     """
 
     order: Array
     key: Array
     weighted_value: Array
+    half: HalfPrecision | None
 
 
 def places_of(n_rows: int, entries: int, n_keys: int) -> int:
@@ -81,7 +85,7 @@ def _visits(
     queries = gather(xp, xp.reshape(query, (-1, query.shape[-1])), row)
     order = integers(xp, row.shape[0], row)
     blocks = cut(xp, order, cluster, places)
-    pairs = Pairs(queries, keys.key, exact_weights)
+    pairs = Pairs(queries, keys.key, exact_weights, keys.half)
     part = interval_partial(backend, blocks, intervals, pairs, keys.weighted_value, TILE[1])
     return unblock_partial(backend, blocks, order, part)
 
