@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.gpu.devices import OnCupy, median_milliseconds
 from scatterbrain_backends.cupy_ import run
-from scatterbrain_backends.cupy_.launches import Tile, all_tiles
+from scatterbrain_backends.cupy_.forms import Tile, all_tiles
 from scatterbrain_backends.cupy_.tile_partial import inputs, launch
 from scatterbrain_core.rows import Pairs, exact_weights
 from scatterbrain_core.sparse_correction import Visits
@@ -47,7 +47,7 @@ def ceilings() -> dict[str, float]:
 def measure(ceiling: dict[str, float]) -> Iterator[dict[str, Any]]:
     """A record for every width, length of the intervals and form of a tile."""
     widths = {64: (16, 64, 256), 128: (16, 128)}
-    forms = [tile for dtype, tile in all_tiles() if dtype == "float32"]
+    forms = [tile for dtype, tile in all_tiles() if dtype == "float32" and isinstance(tile, Tile)]
     for dim, lengths in widths.items():
         for length in lengths:
             visits = _visits(dim, length)

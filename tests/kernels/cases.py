@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import array_api_compat.numpy as xp
+import ml_dtypes
 import numpy as np
 
-from scatterbrain_backends.cupy_.launches import Launch, Tile
+from scatterbrain_backends.cupy_.forms import Form
+from scatterbrain_backends.cupy_.launches import Launch
 from scatterbrain_backends.cupy_.tile_partial import inputs, launch
+from scatterbrain_core.problem import HalfPrecision
 from scatterbrain_core.rows import Pairs, exact_weights, unit_weights
 from scatterbrain_core.sparse_correction import Visits
 from scatterbrain_core.tables import Intervals, Table
@@ -32,6 +35,8 @@ class Case:
         Tables whose pairs are left out, of two intervals and more.
     is_unit : bool
         All pairs weigh one.
+    dtype : str
+        Of the arrays; those of half precision are in float32 once queries and keys are scaled.
     """
 
     n_queries: int = 90
@@ -46,6 +51,19 @@ class Case:
     dtype: str = "float32"
 
 
+HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+FACTORS = (-((1 / 3) ** 0.5), (1 / 3) ** 0.5)  # of queries and keys, which leave none of half precision
+
+
+def _rounded(case: Case, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Query, key and value in the dtype that the core works in."""
+    if case.dtype not in HALVES:
+        return [x.astype(case.dtype) for x in arrays]
+    factors = (*FACTORS, 1.0)
+    halves = (x.astype(HALVES[case.dtype]).astype(np.float32) for x in arrays)
+    return [x * np.float32(factor) for x, factor in zip(halves, factors, strict=True)]
+
+
 def _intervals(rng: np.random.Generator, case: Case, n_visits: int) -> tuple[np.ndarray, np.ndarray]:
     """Disjoint intervals of the slots, some of them empty and some that end before they start."""
     edges = np.linspace(0, case.n_keys, n_visits + 1).astype(np.int64)
@@ -56,9 +74,8 @@ def _intervals(rng: np.random.Generator, case: Case, n_visits: int) -> tuple[np.
 
 def make_visits(rng: np.random.Generator, case: Case) -> Visits:
     """Random visits in blocks that start afresh at every tenth of the queries."""
-    query = rng.standard_normal((case.n_queries, case.dim)).astype(case.dtype)
-    key = rng.standard_normal((case.n_keys, case.dim)).astype(case.dtype)
-    value = rng.standard_normal((case.n_keys, case.columns)).astype(case.dtype)
+    shapes = ((case.n_queries, case.dim), (case.n_keys, case.dim), (case.n_keys, case.columns))
+    query, key, value = _rounded(case, *map(rng.standard_normal, shapes))
     value[:, -1] = rng.random(case.n_keys) < 0.9  # as of hidden keys, whose weight is zero
     order = rng.permutation(case.n_keys)
     lo, hi = _intervals(rng, case, case.n_visits)
@@ -69,11 +86,12 @@ def make_visits(rng: np.random.Generator, case: Case) -> Visits:
         own = rng.permutation(case.n_keys)
         excluded.append(Table(own, *_intervals(rng, case, 2 + number), np.argsort(own), (64, 16)))
     blocks = cut(xp, visits, group, case.size)
-    pairs = Pairs(query, key, unit_weights if case.is_unit else exact_weights)
+    half = HalfPrecision(case.dtype, *FACTORS) if case.dtype in HALVES else None
+    pairs = Pairs(query, key, unit_weights if case.is_unit else exact_weights, half)
     return Visits(blocks, Intervals(order, lo, hi), pairs, value, 16, tuple(excluded))
 
 
-def prepare(visits: Visits, tile: Tile) -> tuple[Launch, np.ndarray, np.ndarray]:
+def prepare(visits: Visits, tile: Form) -> tuple[Launch, np.ndarray, np.ndarray]:
     """The kernel's launch and its outputs, of which every entry is to be written."""
     arrays = [np.ascontiguousarray(x) for x in inputs(xp, visits)]
     dtype = arrays[0].dtype

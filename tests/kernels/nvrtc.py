@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import cache
 
 import pytest
 
-from scatterbrain_backends.cupy_.launches import C_TYPES, all_tiles
+from scatterbrain_backends.cupy_.forms import C_TYPES, all_tiles
 from scatterbrain_backends.cupy_.sources import OPTIONS, source
 
 ARCHITECTURES = ("75", "80", "90")
 KERNELS = {
-    "tile_partial": [tile.kernel(dtype) for dtype, tile in all_tiles()],
+    file: [tile.kernel(dtype) for dtype, tile in all_tiles() if tile.source == file]
+    for file in ("tile_partial", "tile_partial_half")
+} | {
     "segment_sum": [f"segment_sum<{type_}>" for type_ in C_TYPES.values()],
 }
 
@@ -32,17 +35,41 @@ def compiler_and_options():
     return compiler, nvrtc, (*options, "-ftz=true", "--device-as-default-execution-space")
 
 
-def compile_log(name: str, kernels: list[str], architecture: str) -> str:
-    """What ptxas says of some instantiations; raises where they do not compile."""
+def compile_log(name: str, kernels: list[str], architecture: str) -> tuple[str, dict[str, str]]:
+    """What ptxas says of some instantiations, and their mangled names; raises where they do not compile."""
     compiler, nvrtc, options = compiler_and_options()
     text, names = source(name), tuple(kernels)
     program = compiler._NVRTCProgram(text, f"{name}.cu", name_expressions=names, method="cubin")
-    program.compile((*options, f"-arch=sm_{architecture}"))
-    return nvrtc.getProgramLog(program.ptr)
+    _, mangled = program.compile((*options, f"-arch=sm_{architecture}"))
+    return nvrtc.getProgramLog(program.ptr), mangled
 
 
-def resources(log: str) -> list[tuple[int, int]]:
-    """Registers, and bytes spilled, of each kernel in a log."""
-    registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
-    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", log)]
-    return list(zip(registers, spilled, strict=True))
+@dataclass(frozen=True)
+class Resources:
+    """What ptxas gives an instantiation: registers of a thread, bytes it spills, and static shared memory."""
+
+    registers: int
+    spilled: int
+    shared: int
+
+
+def resources(name: str, kernels: list[str], architecture: str) -> dict[str, Resources]:
+    """Resources of some instantiations of a kernel."""
+    log, mangled = compile_log(name, kernels, architecture)
+    entries = {entry.split("'")[1]: entry for entry in log.split("Compiling entry function ")[1:]}
+    return {kernel: _resources(entries[mangled[kernel]]) for kernel in kernels}
+
+
+def _resources(entry: str) -> Resources:
+    def number(pattern: str) -> int:
+        found = re.search(pattern, entry)
+        return int(found[1]) if found else 0
+
+    spilled = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
+    return Resources(number(r"Used (\d+) registers"), spilled, number(r"(\d+) bytes smem"))
+
+
+def version() -> str:
+    """Of NVRTC, which ptxas comes with: another one may allocate otherwise."""
+    _, nvrtc, _ = compiler_and_options()
+    return ".".join(map(str, nvrtc.getVersion()))

@@ -17,27 +17,35 @@ TESTS = Path(__file__).parent.parent
 CHECKS = "-fsanitize=address,undefined,bounds-strict"
 ADDRESS = ("-O1", CHECKS, "-fno-sanitize-recover=all", "-fno-sanitize=vptr")
 THREAD = ("-O1", "-fsanitize=thread")
-# Number of the bug: whether ThreadSanitizer is to see a race.
-RACES = {0: False, 1: True, 2: True, 3: True}
+# Kernel and number of the bug: whether ThreadSanitizer is to see a race.
+RACES = {
+    ("tile_partial", 0): False,
+    **{("tile_partial", bug): True for bug in (1, 2, 3)},
+    ("tile_partial_half", 0): False,
+    **{("tile_partial_half", bug): True for bug in (1, 2)},
+    ("segment_sum", 0): False,
+    ("segment_sum", 1): True,
+}
 RACE_CODE, RACE_OPTIONS = 66, "ignore_noninstrumented_modules=1 halt_on_error=1 history_size=4"
 
 
 def main() -> int:
     """Run all; print a line each."""
     with tempfile.TemporaryDirectory() as folder:
-        runs = [("address", 0, False), *(("thread", bug, is_race) for bug, is_race in RACES.items())]
+        runs = [("address", name, 0, False) for name, bug in RACES if bug == 0]
+        runs += [("thread", *which, is_race) for which, is_race in RACES.items()]
         results = [_is_as_expected(*run, folder) for run in runs]
     return 0 if all(results) else 1
 
 
-def _is_as_expected(kind: str, bug: int, is_race: bool, folder: str) -> bool:
-    command = [sys.executable, __file__, kind, str(bug), folder]
+def _is_as_expected(kind: str, name: str, bug: int, is_race: bool, folder: str) -> bool:
+    command = [sys.executable, __file__, kind, name, str(bug), folder]
     if kind == "thread":  # its shadow memory stands at fixed addresses
         command = ["setarch", platform.machine(), "-R", *command]
     done = subprocess.run(command, env=_environment(kind), capture_output=True, text=True)
     is_good = done.returncode == (RACE_CODE if is_race else 0)
     said = "as expected" if is_good else f"exit code {done.returncode}\n{(done.stdout + done.stderr)[-3000:]}"
-    print(f"{kind}, planted bug {bug}: {said}", flush=True)
+    print(f"{name}, {kind}, planted bug {bug}: {said}", flush=True)
     return is_good
 
 
@@ -57,35 +65,54 @@ def _environment(kind: str) -> dict[str, str]:
     return {**os.environ, **options}
 
 
-def run_cases(kind: str, bug: int, folder: str) -> None:
-    """Run some cases in this process, which the sanitizer watches."""
+def run_cases(kind: str, name: str, bug: int, folder: str) -> None:
+    """Run some cases of a kernel in this process, which the sanitizer watches."""
     sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+    from kernels.host import HostKernels
+    from scatterbrain_backends.cupy_.forms import HalfTile, Tile
+
+    form = {
+        "tile_partial": ("float32", Tile(32, 4, 16, 4)),
+        "tile_partial_half": ("float16", HalfTile(32, 4, 16)),
+    }
+    dtype, tile = form.get(name, ("float32", None))
+    # No compiler under the sanitizer's own library.
+    preloaded = os.environ.pop("LD_PRELOAD")
+    kernel = "segment_sum<float>" if tile is None else tile.kernel(dtype)
+    kernels = HostKernels(name, [kernel], Path(folder), ADDRESS if kind == "address" else THREAD)
+    os.environ["LD_PRELOAD"] = preloaded
+    if tile is None:
+        _run_sums(kernels, bug)
+    else:
+        _run_tiles(kernels, tile, dtype, bug)
+
+
+def _run_tiles(kernels, tile, dtype: str, bug: int) -> None:
     import numpy as np
 
     from kernels.cases import Case, error, make_visits, prepare
-    from kernels.host import HostKernels
-    from scatterbrain_backends.cupy_.launches import Tile, segment_sum
 
-    tile = Tile(32, 4, 16, 4)
-    flags = ADDRESS if kind == "address" else THREAD
-    # No compiler under the sanitizer's own library.
-    preloaded = os.environ.pop("LD_PRELOAD")
-    kernels = HostKernels("tile_partial", [tile.kernel("float32")], Path(folder), flags)
-    sums = HostKernels("segment_sum", ["segment_sum<float>"], Path(folder), flags)
-    os.environ["LD_PRELOAD"] = preloaded
-    for case in (Case(n_excluded=1), Case(n_queries=20, n_keys=30, dim=7, columns=6, n_visits=3)):
+    odd = Case(n_queries=20, n_keys=30, dim=7, columns=6, n_visits=3, dtype=dtype)
+    for case in (Case(n_excluded=1, dtype=dtype), odd):
         for order in ("forwards", "random"):
             visits = make_visits(np.random.default_rng(1), case)
             launch, ref, acc = prepare(visits, tile)
             kernels.run(launch, order=order, bug=bug)
             assert bug or error(visits, ref, acc) < 1e-4
+
+
+def _run_sums(kernels, bug: int) -> None:
+    import numpy as np
+
+    from scatterbrain_backends.cupy_.launches import segment_sum
+
     ends = np.asarray([0, 3, 40, 70])
     rows, total = np.ones((70, 5), np.float32), np.zeros((3, 5), np.float32)
-    sums.run(segment_sum(rows, np.arange(70), ends[:-1], ends[1:], total))
-    assert (total[:, 0] == np.diff(ends)).all()
+    kernels.run(segment_sum(rows, np.arange(70), ends[:-1], ends[1:], total), bug=bug)
+    assert bug or (total[:, 0] == np.diff(ends)).all()
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         sys.exit(main())
-    run_cases(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    run_cases(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])

@@ -12,7 +12,7 @@ from problems import draw_problem
 
 import scatterbrain_core as sb
 from kernels.cases import Case, error, make_visits
-from scatterbrain_backends.cupy_.launches import all_tiles
+from scatterbrain_backends.cupy_.forms import all_tiles
 from scatterbrain_core.backend import Backend, backend_of
 from scatterbrain_core.sparse_correction import Visits, interval_partial
 from scatterbrain_core.tables import Intervals, Table

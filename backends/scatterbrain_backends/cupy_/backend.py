@@ -9,7 +9,8 @@ from typing import Any
 
 import cupy
 
-from scatterbrain_backends.cupy_.launches import C_TYPES, CHUNK_ELEMENTS, dtype_name
+from scatterbrain_backends.cupy_.forms import C_TYPES
+from scatterbrain_backends.cupy_.launches import CHUNK_ELEMENTS, dtype_name
 from scatterbrain_backends.cupy_.run import exp_below, scatter_add, tile_partial
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.sparse_correction import Visits

@@ -12,6 +12,7 @@ from scatterbrain_backends.cupy_.sources import OPTIONS, source
 from scatterbrain_backends.cupy_.tile_partial import inputs, is_taken, launch, tile_of
 from scatterbrain_core.sparse_correction import Visits
 
+LEAST_CAPABILITY_OF_MMA = 80
 exp_in_one_pass = cupy.ElementwiseKernel("T x, T reference", "T y", "y = exp(x - reference)", "exp_below")
 
 
@@ -44,7 +45,7 @@ def tile_partial(
     empty : callable
         A new array of the library, in the dtype of the queries.
     """
-    tile = tile_of(visits, shared_bytes()) if is_taken(visits) else None
+    tile = tile_of(visits, shared_bytes(), has_mma()) if is_taken(visits) else None
     if tile is None:
         return None
     arrays = [as_cupy(x) for x in inputs(xp, visits)]
@@ -76,3 +77,9 @@ def shared_bytes() -> int:
     runtime = cupy.cuda.runtime
     device, attribute = cupy.cuda.Device().id, runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin
     return int(runtime.deviceGetAttribute(attribute, device))
+
+
+@cupy.memoize(for_each_device=True)  # type: ignore[untyped-decorator]
+def has_mma() -> bool:
+    """Whether the current device multiplies half precision as `mma.cuh` does."""
+    return int(cupy.cuda.Device().compute_capability) >= LEAST_CAPABILITY_OF_MMA

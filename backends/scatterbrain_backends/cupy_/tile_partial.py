@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from scatterbrain_backends.cupy_.launches import Launch, Tile, choose_tile, dtype_name
+from scatterbrain_backends.cupy_.forms import Form, HalfTile, choose_tile
+from scatterbrain_backends.cupy_.launches import Launch, dtype_name
 from scatterbrain_backends.cupy_.launches import tile_partial as launch_of
+from scatterbrain_core.problem import HalfPrecision
 from scatterbrain_core.rows import exact_weights, unit_weights
 from scatterbrain_core.sparse_correction import Visits
 from scatterbrain_core.tables import Intervals, Table
 
 VECTOR_BYTES = 16
+# Divided by smaller or larger factors, entries could leave float32 before they are of half precision again.
+LEAST_FACTOR, LARGEST_FACTOR = 2.0**-40, 2.0**40
 
 
 def is_taken(visits: Visits) -> bool:
@@ -25,11 +29,29 @@ def is_taken(visits: Visits) -> bool:
     )
 
 
-def tile_of(visits: Visits, shared_bytes: int) -> Tile | None:
-    """The form of the kernel's tiles; None where no form fits."""
+def tile_of(visits: Visits, shared_bytes: int, has_mma: bool) -> Form | None:
+    """The form of the kernel's tiles; None where no form fits.
+
+    Parameters
+    ----------
+    shared_bytes : int
+        That a thread block may have.
+    has_mma : bool
+        Whether the device multiplies half precision by `mma.sync`.
+    """
     columns = max(visits.pairs.query.shape[1], visits.weighted_value.shape[1] - 1)
-    dtype, size = dtype_name(visits.pairs.query), visits.blocks.size
-    return choose_tile(dtype, columns, size, visits.tile_keys, shared_bytes)
+    dtypes = [dtype_name(visits.pairs.query)]
+    half = visits.pairs.half
+    if has_mma and half is not None and _is_recovered(half) and dtypes == ["float32"]:
+        dtypes.insert(0, half.dtype)
+    sizes = (columns, visits.blocks.size, visits.tile_keys, shared_bytes)
+    forms = (choose_tile(dtype, *sizes) for dtype in dtypes)
+    return next((tile for tile in forms if tile is not None), None)
+
+
+def _is_recovered(half: HalfPrecision) -> bool:
+    factors = (abs(half.query_factor), half.key_factor)
+    return all(LEAST_FACTOR <= factor <= LARGEST_FACTOR for factor in factors)
 
 
 def inputs(xp: Any, visits: Visits) -> list[Any]:
@@ -69,7 +91,7 @@ def _bounds(tables: Sequence[Table]) -> tuple[list[Any], list[Any]]:
     return [table.lo for table in tables], [table.hi for table in tables]
 
 
-def launch(tile: Tile, visits: Visits, arrays: Sequence[Any], addresses: Sequence[int]) -> Launch:
+def launch(tile: Form, visits: Visits, arrays: Sequence[Any], addresses: Sequence[int]) -> Launch:
     """Launch for the kernel's arrays, inputs and then outputs.
 
     Parameters
@@ -81,4 +103,13 @@ def launch(tile: Tile, visits: Visits, arrays: Sequence[Any], addresses: Sequenc
     query = arrays[0]
     row_bytes = query.shape[1] * query.dtype.itemsize
     is_aligned = all(x % VECTOR_BYTES == 0 for x in (row_bytes, *addresses))
-    return launch_of(tile, arrays, visits.intervals.n_visits, n_excluded, is_aligned)
+    dtype, factors = _factors(visits) if isinstance(tile, HalfTile) else (dtype_name(query), ())
+    return launch_of(tile, dtype, arrays, visits.intervals.n_visits, n_excluded, is_aligned, factors)
+
+
+def _factors(visits: Visits) -> tuple[str, tuple[float, ...]]:
+    """The dtype that queries and keys have again times their factors, and the factor of its products."""
+    half = visits.pairs.half
+    assert half is not None
+    q, k = half.query_factor, half.key_factor
+    return half.dtype, (1 / q, 1 / k, q * k)
