@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +13,7 @@ from kernels.cases import Case, error, make_visits, prepare
 from kernels.host import COMPILER, ORDERS, HostKernels
 from scatterbrain_backends.cupy_.forms import HalfTile, Tile, all_tiles, choose_tile
 from scatterbrain_backends.cupy_.launches import segment_sum
+from scatterbrain_core.tables import Intervals
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
 
@@ -67,6 +70,7 @@ BUGS_OF_HALF = {
     20: "values not transposed",
 }
 # In bfloat16 the two terms of a weight have 17 bits together.
+NO_RESERVE = 0x4000  # of Linux; a name in mmap from Python 3.13 on
 TOLERANCE = {"float32": 2e-5, "float64": 1e-13, "float16": 2e-5, "bfloat16": 5e-5}
 
 
@@ -153,6 +157,71 @@ def test_planted_bugs_are_seen(tile_kernels, kind, bug):
     """In some case, some order of the threads gives a wrong sum, or stops."""
     cases = [Case(n_excluded=1), CASES["odd"], CASES["one key"]]
     assert any(seen_by(tile_kernels, case, kind, order, bug) for case in cases for order in ORDERS)
+
+
+def sparse(shape, dtype):
+    """Zeros of which only what is written takes memory, whatever the system promises."""
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        buffer = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+    except OSError as error:
+        pytest.skip(f"{n_bytes} bytes of addresses are not to be had: {error}")
+    return np.frombuffer(buffer, dtype).reshape(shape)
+
+
+def behind(visits, n_rows):
+    """The same visits with so many more rows of zeros before those of queries and keys."""
+
+    def moved(x):
+        more = sparse((n_rows + len(x), *x.shape[1:]), x.dtype)
+        more[n_rows:] = x
+        return more
+
+    table, blocks, pairs = visits.intervals, visits.blocks, visits.pairs
+    return replace(
+        visits,
+        blocks=replace(blocks, rows=blocks.rows + n_rows * table.n_visits),
+        intervals=Intervals(table.key_order + n_rows, moved(table.lo), moved(table.hi)),
+        pairs=replace(pairs, query=moved(pairs.query), key=moved(pairs.key)),
+        weighted_value=moved(visits.weighted_value),
+    )
+
+
+@pytest.mark.parametrize("kind", ["4 lanes", "float16"])
+@pytest.mark.parametrize("dim", [31, 32], ids=["one by one", "by four"])
+def test_arrays_of_more_than_2_to_the_32_elements(tile_kernels, rng, kind, dim):
+    dtype, tile = TILES[kind]
+    visits = make_visits(rng, Case(20, 30, dim, 33, size=16, dtype=dtype))
+    far = behind(visits, 2**32 // dim + 5)
+    assert far.pairs.key.size > 2**32
+    launches = {name: prepare(x, tile) for name, x in {"near": visits, "far": far, "cut": far}.items()}
+    for name, (launch, *_) in launches.items():
+        tile_kernels[tile.source].run(launch, bug=21 if name == "cut" else 0)
+    for near, same, cut in zip(*(launch[1:] for launch in launches.values()), strict=True):
+        np.testing.assert_array_equal(same, near)
+        assert not np.array_equal(cut, near), "numbers of 32 bits would have done"
+
+
+@pytest.mark.parametrize("kind", ["4 lanes", "float16"])
+def test_rows_that_are_not_aligned_are_read_one_by_one(tile_kernels, rng, kind):
+    dtype, tile = TILES[kind]
+    visits = make_visits(rng, Case(dtype=dtype))
+
+    def shifted(x):
+        own = np.empty(x.size + 1, x.dtype)[1:].reshape(x.shape)
+        own[:] = x
+        assert own.ctypes.data % 16
+        return own
+
+    pairs = replace(visits.pairs, query=shifted(visits.pairs.query), key=shifted(visits.pairs.key))
+    aligned, *expected = prepare(visits, tile)
+    launch, *found = prepare(replace(visits, pairs=pairs), tile)
+    position = 20  # of is_aligned among the parameters
+    assert (aligned.arguments[position], launch.arguments[position]) == (1, 0)
+    for x in (aligned, launch):
+        tile_kernels[tile.source].run(x)
+    for own, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(own, other)
 
 
 def sums(kernels, dtype, width, n_segments=9, n_rows=70, **how):

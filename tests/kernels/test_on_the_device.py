@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from libraries import make_library
-from oracle import relative_error
+from oracle import METHODS as METHODS_OF_ORACLE
+from oracle import oracle, relative_error
 from problems import draw_problem
 
 import scatterbrain_core as sb
-from kernels.cases import Case, error, make_visits
+from kernels.cases import HALVES, Case, error, make_visits
 from scatterbrain_backends.cupy_.forms import all_tiles
 from scatterbrain_core.backend import Backend, backend_of
 from scatterbrain_core.sparse_correction import Visits, interval_partial
@@ -32,7 +33,9 @@ CASES = {
     "left out": Case(300, 200, 64, 65, n_excluded=2, longest=90),
     "too wide": Case(100, 100, 140, 5),
 }
-TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
+TOLERANCE = {"float32": 1e-4, "float64": 1e-12, "float16": 1e-4, "bfloat16": 2e-4}
+# Half a unit in the last place, relative.
+UNITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 METHODS = ("exact", "lsh", "scatterbrain", "auto")
 
 
@@ -75,6 +78,32 @@ def partial(visits, backend=None):
     return interval_partial(backend, *arguments, visits.excluded)
 
 
+def multiplies_halves(library):
+    """Whether its tiles of half precision go to tensor cores; skips where they do not."""
+    run = pytest.importorskip("scatterbrain_backends.cupy_.run")
+    if not run.has_mma():
+        pytest.skip(f"half precision is multiplied from compute capability 8.0 on: {library.name}")
+
+
+def in_half(library, dtype, *arrays):
+    """Arrays of the library in half precision."""
+    if library.name == "torch:cuda":
+        torch = pytest.importorskip("torch")
+        return [library.asarray(x).to(getattr(torch, dtype)) for x in arrays]
+    try:
+        return [library.asarray(x).astype(HALVES[dtype]) for x in arrays]
+    except (TypeError, ValueError) as error:
+        pytest.skip(f"this CuPy has no {dtype}: {error}")
+
+
+def in_double(library, x):
+    """In float64, on the host."""
+    if library.name == "torch:cuda":
+        return library.to_numpy(x.double())
+    return library.to_numpy(x.astype("float64"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("tile_keys", [16, 64])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_the_kernel_is_the_definition_and_the_generic_code(library, rng, dtype, case, tile_keys):
@@ -90,7 +119,10 @@ def test_the_kernel_is_the_definition_and_the_generic_code(library, rng, dtype, 
 def test_every_form_of_a_tile(cupy, rng, monkeypatch):
     from scatterbrain_backends.cupy_ import run
 
-    for dtype, tile in all_tiles():
+    forms = [
+        (dtype, tile) for dtype, tile in all_tiles() if run.has_mma() or tile.source != "tile_partial_half"
+    ]
+    for dtype, tile in forms:
         monkeypatch.setattr(run, "tile_of", lambda *_, tile=tile: tile)
         case = Case(400, 300, tile.width - 3, tile.width - 1, longest=150, n_excluded=1, dtype=dtype)
         visits = make_visits(rng, case)
@@ -99,8 +131,46 @@ def test_every_form_of_a_tile(cupy, rng, monkeypatch):
         assert off <= TOLERANCE[dtype], (dtype, tile)
 
 
-def test_every_run_gives_the_same_bits(library):
-    visits = on_device(library, make_visits(np.random.default_rng(3), Case(3000, 2000, 64, 65, longest=300)))
+@pytest.fixture
+def launched(monkeypatch):
+    """Names of the kernels' files, as they are launched."""
+    run, names = pytest.importorskip("scatterbrain_backends.cupy_.run"), []
+    own = run.run
+    monkeypatch.setattr(run, "run", lambda launch: names.append(launch.source) or own(launch))
+    return names
+
+
+@pytest.mark.parametrize("dtype", UNITS)
+@pytest.mark.parametrize("method", ["window", "lsh", "tables", "scatterbrain"])
+def test_half_precision_is_rounded_once(library, launched, rng, is_causal, dtype, method):
+    """The tolerance that half precision has on the CPU, with the tiles on tensor cores."""
+    multiplies_halves(library)
+    arrays = in_half(library, dtype, *draw_problem(rng, 300, 250, dim=64))
+    output = sb.attention(*arrays, method=METHODS_OF_ORACLE[method], is_causal=is_causal)
+    assert output.dtype == arrays[0].dtype
+    assert "tile_partial_half" in launched
+    exact = [in_double(library, x) for x in arrays]
+    expected, _ = oracle(*exact, METHODS_OF_ORACLE[method], is_causal=is_causal)
+    error = np.abs(in_double(library, output) - expected)
+    assert (error <= UNITS[dtype] * np.abs(expected) + 1e-5).all()
+
+
+@pytest.mark.parametrize("dtype", UNITS)
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision_is_as_good_as_numpys(library, rng, is_causal, dtype, method):
+    arrays = in_half(library, dtype, *draw_problem(rng, 700, 700, dim=64, dtype="float32"))
+    host = [in_double(library, x).astype(HALVES[dtype]) for x in arrays]
+    form = {"is_causal": is_causal}
+    exact = sb.attention(*(x.astype(np.float64) for x in host), method="exact", **form)
+    expected = relative_error(sb.attention(*host, method=method, **form).astype(np.float64), exact)
+    own = relative_error(in_double(library, sb.attention(*arrays, method=method, **form)), exact)
+    assert own <= 1.1 * expected + UNITS[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_every_run_gives_the_same_bits(library, dtype):
+    case = Case(3000, 2000, 64, 65, longest=300, dtype=dtype)
+    visits = on_device(library, make_visits(np.random.default_rng(3), case))
     rows = library.asarray(np.random.default_rng(4).standard_normal((50000, 65)).astype("float32"))
     index = library.asarray(np.random.default_rng(5).integers(0, 40, 50000))
     backend = backend_of(x=rows)
@@ -174,6 +244,63 @@ def test_gradients_are_those_of_the_cpu(rng):
         gradients.append([x.grad.cpu().numpy() for x in leaves])
     for own, expected in zip(*gradients, strict=True):
         assert relative_error(own, expected) <= 1e-9
+
+
+@pytest.mark.parametrize("name", ["key", "value"])
+def test_arrays_on_two_devices_are_refused(library, rng, name):
+    """The host is no other device for CuPy, whose arrays are never there."""
+    call = dict(zip(("query", "key", "value"), draw_problem(rng, 20, 20, dim=8), strict=True))
+    there = {key: library.asarray(x) for key, x in call.items()}
+    if library.name == "torch:cuda":
+        there[name] = there[name].cpu()
+    else:
+        cupy = pytest.importorskip("cupy")
+        if cupy.cuda.runtime.getDeviceCount() < 2:
+            pytest.skip("one device alone is here")
+        with cupy.cuda.Device(1):
+            there[name] = cupy.asarray(call[name])
+    with pytest.raises(ValueError, match="on the device of query, got query on"):
+        sb.attention(**there)
+
+
+def test_half_precision_that_needs_a_gradient_gets_one(rng):
+    make_library("torch:cuda")
+    import torch
+
+    gradients = []
+    for device in ("cpu", "cuda"):
+        arrays = draw_problem(np.random.default_rng(1), 100, 100, dim=16)
+        leaves = [torch.asarray(x, device=device).to(torch.bfloat16).requires_grad_() for x in arrays]
+        sb.attention(*leaves, method="lsh").float().square().sum().backward()
+        gradients.append([x.grad.double().cpu().numpy() for x in leaves])
+    for own, expected in zip(*gradients, strict=True):
+        assert relative_error(own, expected) <= 2.0**-6
+
+
+def test_what_does_not_fit_into_memory_says_how_much_it_was(library, rng):
+    arrays = draw_problem(rng, 4000, 4000, dim=64, dtype="float32")
+    there = library.arrays(*arrays)
+    if library.name == "torch:cuda":
+        import torch
+
+        limit = torch.cuda.memory_allocated() + 2**20
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info()[1])
+        try:
+            with pytest.raises(torch.cuda.OutOfMemoryError, match=r"Tried to allocate [\d.]+ [KMG]iB"):
+                sb.attention(*there, method="exact")
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        return
+    cupy = pytest.importorskip("cupy")
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    pool.set_limit(size=pool.total_bytes() + 2**20)
+    try:
+        with pytest.raises(cupy.cuda.memory.OutOfMemoryError, match=r"allocating [\d,]+ bytes"):
+            sb.attention(*there, method="exact")
+    finally:
+        pool.set_limit(size=0)
 
 
 def test_memory_is_given_back(cupy, rng):

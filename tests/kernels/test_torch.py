@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,6 +58,17 @@ def test_tensors_of_the_cpu_go_to_no_kernel(rng, monkeypatch):
     assert backend.tile_partial(visits, lambda: "generic") == "generic"
     total = backend.scatter_add(torch.zeros(3, 2), torch.asarray([2, 2]), torch.ones(2, 2))
     np.testing.assert_array_equal(total.numpy(), [[0, 0], [0, 0], [2, 2]])
+
+
+def test_tensors_of_a_device_that_need_a_gradient_go_to_no_kernel(monkeypatch):
+    looked_for = []
+    monkeypatch.setattr(torch_, "_cuda_module", lambda: looked_for.append(True))
+    there, needs = (SimpleNamespace(device=torch.device("cuda"), requires_grad=x) for x in (False, True))
+    monkeypatch.setattr(torch_, "is_differentiated", lambda x: x.requires_grad)
+    assert torch_._kernels(there, needs) is None
+    assert not looked_for
+    torch_._kernels(there, there)
+    assert looked_for
 
 
 def test_cupy_is_not_imported_for_torch():

@@ -54,6 +54,11 @@ struct Room {
     }
 };
 
+// Where a row begins: matrices may have more than 2^31 entries.
+__device__ __forceinline__ Index start_of(Index row, Index stride) {
+    return MUT == 21 ? Index(unsigned(row * stride)) : row * stride;
+}
+
 // Rows of a matrix into shared memory, row_of[r] < 0 and columns from `width` on as zeros.
 template <int W, int THREADS, class To, class T>
 __device__ __forceinline__ void load_rows(const To& to, const T* from, const Index* row_of, int n_rows, int width,
@@ -65,7 +70,7 @@ __device__ __forceinline__ void load_rows(const To& to, const T* from, const Ind
         for (int r = threadIdx.x < ROW * AT_ONCE ? threadIdx.x / ROW : n_rows; r < n_rows; r += AT_ONCE) {
             const Index row = row_of[r];
             Four<T> x = {};
-            if (row >= 0 && c < width) x = four(from + row * stride + c);
+            if (row >= 0 && c < width) x = four(from + start_of(row, stride) + c);
             to.put(r, c, x);
         }
         return;
@@ -75,7 +80,7 @@ __device__ __forceinline__ void load_rows(const To& to, const T* from, const Ind
         for (int r = threadIdx.x / 32; r < n_rows; r += THREADS / 32) {
             const Index row = row_of[r];
             if ((MUT == 12 && c >= width) || (MUT == 13 && row < 0)) continue;
-            to.put(r, c, row >= 0 && c < width ? from[row * stride + c] : T(0));
+            to.put(r, c, row >= 0 && c < width ? from[start_of(row, stride) + c] : T(0));
         }
 }
 
