@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import scatterbrain_core as sb
 from benchmarks.gpu.devices import OnCupy, OnTorch, as_tensor, median_milliseconds, peak_bytes
@@ -75,9 +77,18 @@ def _calls(library: OnTorch | OnCupy, arrays: list[Any], sizes: Sizes) -> Iterat
     if isinstance(library, OnTorch):
         # One batch of heads, as Torch's fast kernels want it.
         batch = [x[None] for x in arrays]
-        yield SDPA, lambda: torch.nn.functional.scaled_dot_product_attention(*batch, **causal)[0]
+        yield SDPA, lambda: _torch_attention(batch, **causal)[0]
     for name, method in METHODS.items():
         yield name, lambda method=method: sb.attention(*arrays, method=method, check_finite=False, **causal)
+
+
+def _torch_attention(batch: list[Any], **form: bool) -> Any:
+    """Torch's own attention: in half precision by its flash kernel or not at all."""
+    context: AbstractContextManager[Any] = nullcontext()
+    if batch[0].dtype is not torch.float32:
+        context = sdpa_kernel(SDPBackend.FLASH_ATTENTION)
+    with context:
+        return torch.nn.functional.scaled_dot_product_attention(*batch, **form)
 
 
 def _record(

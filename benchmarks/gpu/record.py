@@ -61,8 +61,8 @@ def line(call: dict[str, Any]) -> str:
 
 def tile_line(tile: dict[str, Any]) -> str:
     """One measured form of a tile, in words."""
-    form = "x".join(str(tile["tile"][name]) for name in ("rows", "keys", "lanes"))
-    what = f"tile kernel, d = {tile['dim']:>3}, {tile['keys']:>3} keys, form {form:<7}"
+    form = "x".join(str(n) for name, n in tile["tile"].items() if name != "width")
+    what = f"tile kernel, {tile['dtype']:<8} d = {tile['dim']:>3}, {tile['keys']:>3} keys, form {form:<7}"
     if "failed" in tile:
         return f"{what} failed: {tile['failed'][:120]}"
     shares = ", ".join(f"{name[:-6]} {tile[name]:.2f}" for name in ("arithmetic_share", "bandwidth_share"))
