@@ -109,6 +109,12 @@ def gather(xp: Namespace, x: Array, index: Array) -> Array:
     return xp.reshape(rows, index.shape + x.shape[1:])
 
 
+def where_true(xp: Namespace, mask: Array) -> tuple[Array, Array]:
+    """Places of a flat mask that are True, ascending, and at every place how many are up to it."""
+    number = xp.cumulative_sum(xp.astype(mask, integers(xp, 1, mask).dtype))
+    return xp.searchsorted(number, integers(xp, int(number[-1]), number) + 1), number
+
+
 def longest_run(xp: Namespace, group: Array) -> int:
     """Length of the longest run of equal numbers in an ascending array."""
     return int(

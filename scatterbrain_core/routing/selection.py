@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scatterbrain_core._typing import Array, Namespace
-from scatterbrain_core.tiles import integers
+from scatterbrain_core.tiles import integers, where_true
 
 # So many rows of a chunk are enough to tell at which gain it should stop.
 SAMPLED_ROWS = 128
@@ -100,8 +100,7 @@ def _corrected(xp: Namespace, curve: Curve, gain: Array, cost: Array, mean: Arra
 
 def _bars_of_rows(xp: Namespace, gain: Array, cost: Array, most: Array, over: Array) -> Array:
     """What each row that is over its most may not gain less than, shape (H, R, 1); 0 for the other rows."""
-    number = xp.cumulative_sum(xp.astype(xp.reshape(over, (-1,)), integers(xp, 1, gain).dtype))
-    row = xp.searchsorted(number, integers(xp, int(number[-1]), number) + 1)
+    row, number = where_true(xp, xp.reshape(over, (-1,)))
     gains, costs = (xp.take(xp.reshape(x, (-1, 1, x.shape[-1])), row, axis=0) for x in (gain, cost))
     limit = xp.take(xp.reshape(xp.broadcast_to(most, (*over.shape, 1)), (-1, 1, 1)), row, axis=0)
     bars = curve_of(xp, gains, costs).bar(xp, limit)[:, 0, 0]

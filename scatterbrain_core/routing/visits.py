@@ -14,7 +14,7 @@ from scatterbrain_core.routing.view import View
 from scatterbrain_core.rows import Pairs, exact_weights
 from scatterbrain_core.sparse_correction import interval_partial, unblock_partial
 from scatterbrain_core.tables import Intervals
-from scatterbrain_core.tiles import cut, gather, integers, power_of_two
+from scatterbrain_core.tiles import cut, gather, integers, power_of_two, where_true
 
 TILE = (64, 16)
 LEAST_PLACES = 8
@@ -59,11 +59,9 @@ def opened_partial(
     xp = backend.xp
     n_heads, n_rows, n_clusters = opened.shape
     is_visit = xp.reshape(xp.permute_dims(opened, (0, 2, 1)), (-1,))
-    number = xp.cumulative_sum(xp.astype(is_visit, view.start.dtype))
-    total = int(number[-1])
-    if total == 0:
+    place, number = where_true(xp, is_visit)
+    if place.shape[0] == 0:
         return nothing_seen(backend, query[..., 0], keys.weighted_value)
-    place = xp.searchsorted(number, integers(xp, total, number) + 1)
     cluster = place // n_rows
     row = cluster // n_clusters * n_rows + place % n_rows
     part = _visits(backend, query, cluster, row, view, keys, places)
