@@ -16,7 +16,7 @@ from array_api_compat import array_namespace, device
 
 from scatterbrain_core._checks import type_name
 from scatterbrain_core._typing import Array, Namespace
-from scatterbrain_core.tiles import integers, longest_run
+from scatterbrain_core.tiles import Sorted, integers, longest_run
 
 if TYPE_CHECKING:
     from scatterbrain_core.sparse_correction import Visits
@@ -115,6 +115,26 @@ class Backend:
             The largest logit of a visit's pairs, -inf where it has none.
         acc : array, shape (n_blocks, size, Dv + 1)
             Sums of exp(logit - ref) * weighted value.
+        """
+        return generic()
+
+    def sort_jointly(
+        self,
+        key_bucket: Array,  # noqa: ARG002
+        query_bucket: Array,  # noqa: ARG002
+        key_rank: Array,  # noqa: ARG002
+        query_rank: Array,  # noqa: ARG002
+        generic: Callable[[], Sorted],
+    ) -> Sorted:
+        """Queries and keys sorted by bucket, then by rank; equal keys, and equal queries, in order of row.
+
+        Parameters
+        ----------
+        key_bucket, key_rank : array, shape (n_keys,)
+            Ints that are not negative, and ints or floats; a key stands before a query of its own rank.
+        query_bucket, query_rank : array, shape (n_queries,)
+        generic : callable
+            Gives the result by array-API code.
         """
         return generic()
 

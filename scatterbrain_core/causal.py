@@ -15,7 +15,7 @@ from scatterbrain_core.normalization import Partial, merge, nothing_seen, runnin
 from scatterbrain_core.rows import Rows
 from scatterbrain_core.sparse_correction import interval_partial, unblock_partial
 from scatterbrain_core.tables import HashTable, Intervals
-from scatterbrain_core.tiles import Joint, cut, integers, longest_run, positions, sort_jointly, unblock
+from scatterbrain_core.tiles import Joint, cut, integers, jointly_sorted, longest_run, positions, unblock
 
 
 def prefix_partial(backend: Backend, rows: Rows, joint: Joint, hi: Array, tile: tuple[int, int]) -> Partial:
@@ -78,5 +78,5 @@ def _prefixes(
     xp = backend.xp
     key_position = positions(xp, rows.n_heads, rows.n_keys, rows.key)
     query_position = positions(xp, rows.n_heads, rows.n_queries, rows.query)
-    joint = sort_jointly(xp, key_bucket, query_bucket, key_position, query_position)
+    joint = jointly_sorted(backend, key_bucket, query_bucket, key_position, query_position)
     return prefix_partial(backend, rows, joint, joint.start + joint.rank, tile)

@@ -16,10 +16,10 @@ from scatterbrain_core.tiles import (
     Sorted,
     integers,
     invert,
+    jointly_sorted,
     piece_size,
     positions,
     power_of_two,
-    sort_jointly,
 )
 
 MAX_BITS = 24
@@ -167,7 +167,7 @@ class Hashing(Support):
             if problem.is_causal
             else tuple(xp.reshape(along(xp, x, draws[-1]), (-1,)) for x in (key, query))
         )
-        joint = sort_jointly(xp, key_bucket, query_bucket, key_rank, query_rank)
+        joint = jointly_sorted(problem.backend, key_bucket, query_bucket, key_rank, query_rank)
         interval = _latest if problem.is_causal else _pieces
         lo, hi, run = interval(xp, joint, self.max_bucket)
         return HashTable(

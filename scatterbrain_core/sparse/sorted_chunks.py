@@ -11,7 +11,7 @@ from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.sparse.support import Support
 from scatterbrain_core.tables import HashTable, Runs, Table
-from scatterbrain_core.tiles import Sorted, integers, invert, positions, power_of_two, sort_jointly
+from scatterbrain_core.tiles import Sorted, integers, invert, jointly_sorted, positions, power_of_two
 
 # Measured on MiniLM-L6: rounds find more of the weight than longer chunks do, and so do buckets of 4 chunks,
 # as of hashes: smaller ones leave most of the budget.
@@ -143,7 +143,7 @@ class SortedChunks(Support):
         head = integers(xp, problem.n_heads, key_code)[:, None] * n_buckets
         buckets = [xp.reshape(head + code, (-1,)) for code in (key_code, query_code)]
         ranks = [positions(xp, problem.n_heads, code.shape[1], code) for code in (key_code, query_code)]
-        return sort_jointly(xp, *buckets, *ranks), *buckets
+        return jointly_sorted(problem.backend, *buckets, *ranks), *buckets
 
     def _from_buckets(
         self, problem: Problem, joint: Sorted, key_bucket: Array, query_bucket: Array, size: int
