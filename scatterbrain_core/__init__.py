@@ -42,6 +42,7 @@ from scatterbrain_core.sparse import (
     SortedClusters,
     TopKeys,
 )
+from scatterbrain_core.threads import get_num_threads, set_num_threads
 
 __all__ = [
     "E2LSH",
@@ -76,7 +77,9 @@ __all__ = [
     "attention_matrix",
     "attention_vjp",
     "estimate",
+    "get_num_threads",
     "merge",
     "methods",
     "plan",
+    "set_num_threads",
 ]

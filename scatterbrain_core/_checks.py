@@ -39,15 +39,19 @@ LARGEST_COUNT = 2**31 - 1
 def set_count(part: Any, name: str, at_least: int, at_most: int = LARGEST_COUNT) -> None:
     """Make the field of a part an int, of whatever type it came; raise unless it is None or in the range."""
     value = getattr(part, name)
-    if value is None:
-        return
+    if value is not None:
+        object.__setattr__(part, name, require_count(name, value, at_least, at_most))
+
+
+def require_count(name: str, value: Any, at_least: int = 1, at_most: int = LARGEST_COUNT) -> int:
+    """`value` as an int; raise unless it is one in the range, for an argument that may be None too."""
     expected = f"an int of at least {at_least} and at most {at_most}"
     number = as_index(value)
     if number is None:
         raise TypeError(f"{name} must be {expected} or None, got {type_name(value)}")
     if not at_least <= number <= at_most:
         raise ValueError(f"{name} must be {expected}, got {number}")
-    object.__setattr__(part, name, number)
+    return number
 
 
 def set_at_least(part: Any, name: str, least: float, is_open: bool = False) -> None:

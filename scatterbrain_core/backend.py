@@ -7,7 +7,7 @@ on `Backend` itself, which is plain array-API code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
@@ -19,11 +19,15 @@ from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.tiles import Sorted, integers, longest_run
 
 if TYPE_CHECKING:
+    from scatterbrain_core.estimator import Projections
+    from scatterbrain_core.method import Scatterbrain
+    from scatterbrain_core.problem import Problem
     from scatterbrain_core.sparse_correction import Visits
 
 Arrays: TypeAlias = tuple[Any, ...]
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 ENTRY_POINT_GROUP = "scatterbrain.backends"
 
@@ -41,9 +45,12 @@ class Backend:
     chunk_elements : int
         How many elements one temporary may have, where the device says no other; longer work is cut into
         chunks of this size.
+    group_elements : int
+        How many elements of features and running states one group of heads may have; one head may have more.
     """
 
     chunk_elements = 2**20
+    group_elements = 2**25
 
     def __init__(self, xp: Namespace) -> None:
         self.xp = xp
@@ -95,6 +102,31 @@ class Backend:
             its variables and is computed here.
         """
         return function()
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """`function` of every item, in order; no item's result may depend on another's."""
+        return [function(item) for item in items]
+
+    def attend(
+        self,
+        groups: Sequence[Problem],
+        method: Scatterbrain,  # noqa: ARG002
+        projections: Projections,
+        generic: Callable[[Problem, Projections], Array],
+    ) -> Array:
+        """Output of a planned method, shape (H, Lq, Dv): what a library has a faster way to.
+
+        Parameters
+        ----------
+        groups : sequence of Problem
+            A few heads each, in order.
+        projections : Projections
+            The draws of the call.
+        generic : callable
+            Gives the output of a group by array-API code.
+        """
+        outputs = self.map(lambda group: generic(group, projections), groups)
+        return outputs[0] if len(outputs) == 1 else self.xp.concat(outputs)
 
     def tile_partial(
         self,

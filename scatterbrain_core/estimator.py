@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -30,9 +30,6 @@ from scatterbrain_core.sparse import AllPairs, RoutedClusters, Support
 from scatterbrain_core.sparse_correction import near_field, pairs_per_query
 from scatterbrain_core.tables import Table
 from scatterbrain_core.tiles import zeros
-
-# Elements of features and running states that one group of heads may hold at a time.
-HEAD_GROUP_ELEMENTS = 2**25
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,13 @@ class Result:
 
 def attend(problem: Problem, method: Scatterbrain, projections: Projections) -> Array:
     """Output of a planned method, shape (H, Lq, Dv)."""
-    result = solve(problem, method, projections, feature_slices(method, 1))
-    return normalize(problem.backend, total(problem, result))[0]
+    groups = feature_slices(method, 1)
+
+    def generic(part: Problem, drawn: Projections) -> Array:
+        result = _solve_heads(part, method, drawn, groups, count_pairs=False)
+        return normalize(part.backend, total(part, result))[0]
+
+    return problem.backend.attend(head_groups(problem, method), method, projections, generic)
 
 
 def draw(problem: Problem, method: Scatterbrain, draws: Draws) -> Projections:
@@ -126,9 +128,11 @@ def solve(
     groups : sequence of slice
         Groups of features, each of which gives a far field of its own.
     """
-    results = [
-        _solve_heads(part, method, projections, groups, count_pairs) for part in head_groups(problem, method)
-    ]
+
+    def of_group(part: Problem) -> Result:
+        return _solve_heads(part, method, projections, groups, count_pairs)
+
+    results = problem.backend.map(of_group, head_groups(problem, method))
     xp = problem.xp
 
     def together(parts: Sequence[Partial]) -> Partial:
@@ -142,10 +146,9 @@ def solve(
     )
 
 
-def head_groups(
-    problem: Problem, method: Scatterbrain, elements: int = HEAD_GROUP_ELEMENTS
-) -> Iterator[Problem]:
-    """The problem a few heads at a time, one at least: what fits `elements` of features and states."""
+def head_groups(problem: Problem, method: Scatterbrain, elements: int | None = None) -> list[Problem]:
+    """The problem a few heads at a time, one at least: what fits `elements`, by default the backend's."""
+    elements = problem.backend.group_elements if elements is None else elements
     rank = max(1, method.rank)
     columns = problem.value.shape[-1] + 1
     rows = problem.n_queries + problem.n_keys
@@ -156,8 +159,8 @@ def head_groups(
     # Buckets of all heads of a group, twice as many with hidden keys, are numbered in one integer of 32 bits.
     n_buckets = max((part.n_buckets for part in method.supports), default=1)
     step = min(max(1, elements // per_head), (2**31 - 1) // (2 * n_buckets))
-    for first in range(0, problem.n_heads, step):
-        yield problem.of_heads(slice(first, min(first + step, problem.n_heads)))
+    starts = range(0, problem.n_heads, step)
+    return [problem.of_heads(slice(first, min(first + step, problem.n_heads))) for first in starts]
 
 
 def _n_blocks(problem: Problem, part: Support) -> int:

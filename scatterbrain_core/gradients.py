@@ -12,13 +12,13 @@ from scatterbrain_core._typing import Array, Seed
 from scatterbrain_core.attention import nothing, prepare
 from scatterbrain_core.backend import backend_of, in_full_precision
 from scatterbrain_core.differentiation import TracingBackend, untraced
-from scatterbrain_core.estimator import HEAD_GROUP_ELEMENTS, Projections, attend, draw, head_groups
+from scatterbrain_core.estimator import Projections, attend, draw, head_groups
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.problem import Problem, bring_to_form
 from scatterbrain_core.random import Draws
 
 # A recorded group of heads keeps several arrays where a plain one reuses the memory of one.
-RECORDED_GROUP_ELEMENTS = HEAD_GROUP_ELEMENTS // 8
+RECORDED_GROUP_ELEMENTS = 2**22
 
 Vjp: TypeAlias = Callable[[Any], tuple[Any, Any, Any]]
 

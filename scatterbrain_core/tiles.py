@@ -7,7 +7,9 @@ on what the other rows hold.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from array_api_compat import device
@@ -128,11 +130,16 @@ def longest_run(xp: Namespace, group: Array) -> int:
 
 def invert(xp: Namespace, order: Array) -> Array:
     """Inverse of a permutation."""
-    return xp.argsort(order)
+    return xp.argsort(order, stable=False)
 
 
 def sort_jointly(
-    xp: Namespace, key_bucket: Array, query_bucket: Array, key_rank: Array, query_rank: Array
+    xp: Namespace,
+    key_bucket: Array,
+    query_bucket: Array,
+    key_rank: Array,
+    query_rank: Array,
+    argsort: Callable[[Array], Array] | None = None,
 ) -> Sorted:
     """Sort queries and keys by bucket, then by rank, a key before a query of its own rank.
 
@@ -141,22 +148,27 @@ def sort_jointly(
     key_bucket, key_rank : array, shape (n_keys,)
         By key row. Buckets of different heads must differ.
     query_bucket, query_rank : array, shape (n_queries,)
+    argsort : callable, optional
+        A stable argsort of one axis.
     """
+    argsort = argsort or partial(xp.argsort, stable=True)
     n_keys, n_queries = key_bucket.shape[0], query_bucket.shape[0]
     bucket = xp.concat([key_bucket, query_bucket])
-    order = xp.argsort(xp.concat([key_rank, query_rank]), stable=True)
-    order = xp.take(order, xp.argsort(xp.take(bucket, order), stable=True))
+    order = argsort(xp.concat([key_rank, query_rank]))
+    order = xp.take(order, argsort(xp.take(bucket, order)))
     # Stable sort by kind: the joint order of the keys, then that of the queries.
-    by_kind = xp.argsort(xp.astype(order >= n_keys, xp.int8), stable=True)
+    by_kind = argsort(xp.astype(order >= n_keys, xp.int8))
     key_order = xp.take(order, by_kind[:n_keys])
     query_order = xp.take(order, by_kind[n_keys:]) - n_keys
     sorted_keys, sorted_queries = xp.take(key_bucket, key_order), xp.take(query_bucket, query_order)
     # A query's place in the joint order, less the queries before it, counts the keys not after it.
     keys_before = by_kind[n_keys:] - integers(xp, n_queries, order)
-    start = xp.searchsorted(sorted_keys, query_bucket, side="left")
-    stop = xp.searchsorted(sorted_keys, query_bucket, side="right")
-    rank = xp.take(keys_before, invert(xp, query_order)) - start
-    return Sorted(key_order, sorted_keys, query_order, sorted_queries, start, stop, rank)
+    # Searched for in order, buckets are found faster.
+    start = xp.searchsorted(sorted_keys, sorted_queries, side="left")
+    stop = xp.searchsorted(sorted_keys, sorted_queries, side="right")
+    place = invert(xp, query_order)
+    of_query = (xp.take(x, place) for x in (start, stop, keys_before - start))
+    return Sorted(key_order, sorted_keys, query_order, sorted_queries, *of_query)
 
 
 def jointly_sorted(

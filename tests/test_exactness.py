@@ -9,6 +9,7 @@ from problems import draw_problem, eps
 from scipy.special import softmax
 
 import scatterbrain_core as sb
+from scatterbrain_core.backend import backend_of
 
 NAMES = ["exact", "performer", "lsh", "scatterbrain"]
 
@@ -160,7 +161,7 @@ def test_many_heads_in_groups_are_the_same(library, rng, monkeypatch, method, ma
     arguments = {"method": method, "budget": 0.25, "is_causal": masked == "causal"}
     arguments["attn_mask"] = None if mask is None else library.asarray(mask)
     whole = sb.estimate(*arrays, **arguments)
-    monkeypatch.setattr("scatterbrain_core.estimator.HEAD_GROUP_ELEMENTS", 1)
+    monkeypatch.setattr(backend_of(query=arrays[0]), "group_elements", 1)
     monkeypatch.setattr("scatterbrain_core.backend.Backend.chunk_elements", 1)
     parts = sb.estimate(*arrays, **arguments)
     for name in ("output", "lse", *(["stderr"] if method == "scatterbrain" else [])):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Self
 
 from scatterbrain_core._checks import STATISTICS, set_count
@@ -75,15 +77,21 @@ class FeatureMap(LowRank):
 
     def features(self, problem: Problem, drawn: tuple[Array, ...]) -> Features:
         """Features of all queries and keys of a problem; statistics are constants."""
+        of_queries, of_keys = self.row_functions(problem, drawn)
+        key = of_keys(problem.key)
+        if problem.key_mask is not None:
+            key = self.kernel.hide(problem.xp, key, problem.key_mask)
+        return Features(of_queries(problem.query), key, self.kernel)
+
+    def row_functions(
+        self, problem: Problem, drawn: tuple[Array, ...]
+    ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+        """What gives the feature rows of any queries and of any keys of a problem's heads, (H, ·, D)."""
         xp, constant = problem.xp, problem.backend.stop_gradient
         fitted = self.fit(
             xp, constant(problem.query), constant(problem.key), problem.row_mask, problem.key_mask
         )
-        query = self.query_rows(xp, drawn, fitted, problem.query)
-        key = self.key_rows(xp, drawn, fitted, problem.key)
-        if problem.key_mask is not None:
-            key = self.kernel.hide(xp, key, problem.key_mask)
-        return Features(query, key, self.kernel)
+        return partial(self.query_rows, xp, drawn, fitted), partial(self.key_rows, xp, drawn, fitted)
 
     def fit(
         self, xp: Namespace, query: Array, key: Array, row_mask: Array | None, key_mask: Array | None

@@ -1,0 +1,85 @@
+"""NumPy: heads on threads, tiles in the cache, temporaries overwritten, rows added without a sort."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from scatterbrain_backends.numpy_ import runs
+from scatterbrain_backends.numpy_.sorting import stable_argsort
+from scatterbrain_backends.numpy_.threads import map_on_threads
+from scatterbrain_core.backend import Backend
+from scatterbrain_core.estimator import Projections
+from scatterbrain_core.method import Scatterbrain
+from scatterbrain_core.problem import Problem
+from scatterbrain_core.tiles import Sorted, sort_jointly
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class NumpyBackend(Backend):
+    """Backend for `numpy.ndarray`."""
+
+    # Heads are work for threads, but small ones share the cost of a call.
+    group_elements = 2**19
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """`function` of every item, on threads."""
+        return map_on_threads(function, items)
+
+    def attend(
+        self,
+        groups: Sequence[Problem],
+        method: Scatterbrain,
+        projections: Projections,
+        generic: Callable[[Problem, Projections], Any],
+    ) -> Any:
+        """Output of a planned method, on threads; each group of heads is written where it belongs."""
+        first = groups[0]
+        n_heads = sum(group.n_heads for group in groups)
+        output = np.empty((n_heads, first.n_queries, first.value.shape[-1]), first.query.dtype)
+        ends = np.cumsum([group.n_heads for group in groups])
+
+        def write(i: int) -> None:
+            part = output[ends[i] - groups[i].n_heads : ends[i]]
+            is_fast = runs.is_taken(groups[i], method)
+            if not is_fast or not runs.attend(groups[i], method, projections, part):
+                part[...] = generic(groups[i], projections)
+
+        self.map(write, range(len(groups)))
+        return output
+
+    def exp_below(self, logits: Any, reference: Any) -> Any:
+        """exp(logits - reference), written over `logits`."""
+        np.subtract(logits, reference, out=logits)
+        return np.exp(logits, out=logits)
+
+    def sort_jointly(
+        self,
+        key_bucket: Any,
+        query_bucket: Any,
+        key_rank: Any,
+        query_rank: Any,
+        generic: Callable[[], Sorted],  # noqa: ARG002
+    ) -> Sorted:
+        """Queries and keys sorted by bucket, then by rank."""
+        return sort_jointly(self.xp, key_bucket, query_bucket, key_rank, query_rank, stable_argsort)
+
+    def scatter_add(self, total: Any, index: Any, rows: Any) -> Any:
+        """`total` with rows added in place; NumPy's loops run along the longer side of `rows`."""
+        width = math.prod(total.shape[1:])
+        sums, rows = total.reshape(len(total), width), rows.reshape(len(rows), width)
+        # Sums in float64 either way: how many other rows there are changes no bit.
+        if len(rows) < width:
+            exact = np.zeros(sums.shape)
+            for i, row in zip(index, rows, strict=True):
+                exact[i] += row
+            sums += exact
+        else:
+            for c in range(width):
+                sums[:, c] += np.bincount(index, rows[:, c], len(sums))
+        return sums.reshape(total.shape)

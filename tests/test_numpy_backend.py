@@ -1,0 +1,266 @@
+"""NumPy's own ways: the fast path against the array-API code, sorts against NumPy's stable one, threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import draw_problem, eps
+
+import scatterbrain_core as sb
+from scatterbrain_backends.numpy_ import NumpyBackend, runs, threads
+from scatterbrain_backends.numpy_.sorting import stable_argsort
+from scatterbrain_core.backend import Backend
+
+METHODS = {
+    "hyperplanes": sb.Scatterbrain(sb.PositiveFeatures(6), sb.RandomHyperplanes(2)),
+    "one bucket": sb.Scatterbrain(sb.PositiveFeatures(6), sb.RandomHyperplanes(0)),
+    "cut buckets": sb.Scatterbrain(sb.PositiveFeatures(5), sb.RandomHyperplanes(2, max_bucket=7)),
+    "coupled": sb.Scatterbrain(sb.PositiveFeatures(6, "simplex", paired=True, rho=0.8), sb.E2LSH(1, 1.0)),
+    "fitted": sb.Scatterbrain(
+        sb.PositiveFeatures(6, rho="optimal", centred=True, whitened=True), sb.CrossPolytope(1, 4)
+    ),
+    "elu": sb.Scatterbrain(sb.EluFeatures(), sb.RandomHyperplanes(3)),
+}
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """What the fast path said of each call: True where it wrote the output."""
+    said, attend = [], runs.attend
+
+    def spy(*arguments):
+        said.append(attend(*arguments))
+        return said[-1]
+
+    monkeypatch.setattr(runs, "attend", spy)
+    return said
+
+
+@pytest.fixture
+def two_threads():
+    sb.set_num_threads(2)
+    yield
+    sb.set_num_threads(None)
+
+
+def by_array_api(*arrays, **arguments):
+    """The output of the array-API code alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "is_taken", lambda *_: False)
+        return sb.attention(*arrays, **arguments)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("masked", ["no", "keys", "queries"])
+def test_fast_path_equals_the_array_api_code(rng, taken, monkeypatch, name, masked, dtype):
+    monkeypatch.setattr(runs, "CHUNK_KEYS", 20)
+    monkeypatch.setattr(runs, "TILE_QUERIES", 9)
+    arrays = draw_problem(rng, 90, 80, lead=(2, 2), dtype=dtype)
+    shape = {"keys": (2, 2, 1, 80), "queries": (2, 1, 90, 1)}.get(masked)
+    mask = None if shape is None else rng.random(shape) < 0.6
+    arguments = {"method": METHODS[name], "attn_mask": mask, "seed": 3}
+    got = sb.attention(*arrays, **arguments)
+    assert taken
+    assert all(taken)
+    expected = by_array_api(*arrays, **arguments)
+    assert np.abs(got - expected).max() <= 64 * eps(dtype) * np.abs(expected).max()
+
+
+@given(
+    n_queries=st.integers(1, 60),
+    n_keys=st.integers(1, 60),
+    bits=st.integers(0, 4),
+    limit=st.none() | st.integers(1, 9),
+    spread=st.sampled_from([0.0, 0.3, 3.0, 30.0]),
+    seed=st.integers(0, 99),
+)
+def test_fast_path_at_any_shape(n_queries, n_keys, bits, limit, spread, seed):
+    """With equal keys, and with keys so long that features of other runs vanish beside those of one."""
+    q, k, v = draw_problem(np.random.default_rng(seed), n_queries, n_keys)
+    method = sb.Scatterbrain(sb.PositiveFeatures(4), sb.RandomHyperplanes(bits, max_bucket=limit))
+    arrays, arguments = (q, k * spread, v), {"method": method, "seed": seed}
+    got, expected = sb.attention(*arrays, **arguments), by_array_api(*arrays, **arguments)
+    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-11)
+
+
+def test_far_apart_runs_are_left_to_the_array_api_code(rng, taken):
+    """A feature's sum off the run of its largest would vanish beside it in one sum with one reference."""
+    q, k, v = draw_problem(rng, 40, 40, dtype="float32")
+    k = np.abs(k)
+    k[:, ::2] *= -30  # long keys in buckets of their own
+    arguments = {"method": METHODS["hyperplanes"], "scale": 1.0}
+    got = sb.attention(q, k, v, **arguments)
+    assert not any(taken)
+    np.testing.assert_array_equal(got, by_array_api(q, k, v, **arguments))
+
+
+def test_what_is_not_finite_is_left_to_the_array_api_code(rng, taken):
+    q, k, v = draw_problem(rng, 40, 40)
+    k[0, 3, 1] = np.nan
+    out = sb.attention(q, k, v, method=METHODS["hyperplanes"], check_finite=False)
+    assert taken == [False]
+    assert np.isnan(out[0]).any()
+    assert np.isfinite(out[1]).all()
+
+
+@pytest.mark.parametrize("other", ["causal", "dense", "two tables", "several parts", "debias", "short runs"])
+def test_other_calls_are_left_to_the_array_api_code(rng, taken, other):
+    q, k, v = draw_problem(rng, 40, 40)
+    parts = {
+        "two tables": (6, sb.RandomHyperplanes(2, 2), {}),
+        "several parts": (6, (sb.RandomHyperplanes(2), sb.LocalWindow(3)), {}),
+        "debias": (6, sb.RandomHyperplanes(2), {"debias": 3}),
+        "short runs": (30, sb.RandomHyperplanes(3, max_bucket=2), {}),
+    }
+    rank, sparse, more = parts.get(other, (6, sb.RandomHyperplanes(2), {}))
+    mask = rng.random((40, 40)) < 0.9 if other == "dense" else None
+    method = sb.Scatterbrain(sb.PositiveFeatures(rank), sparse, **more)
+    sb.attention(q, k, v, method=method, is_causal=other == "causal", attn_mask=mask)
+    assert not any(taken)
+
+
+@pytest.mark.parametrize("name", ["auto", "scatterbrain", "lsh", "exact", "performer", "smyrf"])
+def test_no_bit_depends_on_the_number_of_threads(rng, monkeypatch, name):
+    monkeypatch.setattr(NumpyBackend, "group_elements", 1)
+    arrays = draw_problem(rng, 300, 310, dim=16, lead=(3,), dtype="float32")
+    outputs = []
+    for n_threads in (1, 2, 5):
+        sb.set_num_threads(n_threads)
+        outputs.append([sb.attention(*(x[:n] for x in arrays), method=name, budget=0.3) for n in (1, 3)])
+    sb.set_num_threads(None)
+    for got in outputs[1:]:
+        for one, other in zip(got, outputs[0], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_torch_on_the_cpu_is_numpys(rng, taken):
+    torch = pytest.importorskip("torch")
+    arrays = draw_problem(rng, 70, 60, lead=(2, 3), dtype="float32")
+    mask = rng.random((2, 1, 1, 60)) < 0.8
+    arguments = {"method": METHODS["cut buckets"], "seed": 5}
+    expected = sb.attention(*arrays, attn_mask=mask, **arguments)
+    tensors = [torch.asarray(x) for x in arrays]
+    got = sb.attention(*tensors, attn_mask=torch.asarray(mask), **arguments)
+    assert all(taken)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-5, atol=1e-6)
+    n_before = len(taken)
+    tensors[0].requires_grad_()
+    assert sb.attention(*tensors, **arguments).requires_grad
+    assert len(taken) == n_before
+
+
+NUMBERS = {
+    "floats": np.random.default_rng(0).standard_normal(3000, dtype=np.float32),
+    "ties": np.random.default_rng(0).integers(0, 9, 500).astype(np.float64),
+    "all equal": np.zeros(7, np.float32),
+    "signed zeros": np.array([0.0, -0.0, 1.0, -0.0, 0.0]),
+    "not numbers": np.array([np.nan, 1.0, np.nan, -np.inf, np.inf, 1.0]),
+    "empty": np.empty(0),
+    "no integers": np.empty(0, np.int64),
+    "large integers": np.random.default_rng(0).integers(0, 2**40, 500) // 2**33 * 2**20,
+    "bytes": np.random.default_rng(0).integers(0, 2, 500).astype(np.int8),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_sorts_are_stable(name):
+    x = NUMBERS[name]
+    np.testing.assert_array_equal(stable_argsort(x), np.argsort(x, kind="stable"))
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 1.5, -2.0]) | st.floats(width=32, allow_nan=False)))
+def test_sorts_of_any_floats_are_stable(numbers):
+    x = np.array(numbers, np.float32)
+    np.testing.assert_array_equal(stable_argsort(x), np.argsort(x, kind="stable"))
+
+
+def test_workers_keep_the_order_and_the_context_of_the_call(two_threads):
+    def work(i):
+        return i, np.geterr()["over"], threading.current_thread().name
+
+    with np.errstate(over="raise"):
+        got = NumpyBackend(np).map(work, range(6))
+    assert [i for i, *_ in got] == list(range(6))
+    assert {over for _, over, _ in got} == {"raise"}
+    assert all(name.startswith("scatterbrain") for *_, name in got)
+
+
+def test_an_error_ends_the_work_and_leaves_no_thread(two_threads):
+    begun, before = [], threading.active_count()
+
+    def work(i):
+        begun.append(i)
+        if i == 0:
+            raise KeyboardInterrupt
+        # What it maps in turn sees the end of the call.
+        threads.map_on_threads(lambda _: time.sleep(0.001), range(100_000))
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.map_on_threads(work, range(1000))
+    assert threading.active_count() == before
+    assert len(begun) < 10
+
+
+def test_blas_is_given_back_after_calls_within_calls(two_threads):
+    controllers = pytest.importorskip("threadpoolctl")
+
+    def n_threads():
+        return [x["num_threads"] for x in controllers.threadpool_info() if x["user_api"] == "blas"]
+
+    with controllers.threadpool_limits(2, "blas"):
+        before = n_threads()
+        inside = threads.map_on_threads(lambda _: n_threads(), range(2))
+        assert inside == [[1] * len(before)] * 2
+        assert n_threads() == before
+
+
+def test_without_threadpoolctl_the_environment_says_what_blas_does(monkeypatch):
+    monkeypatch.setattr(threads, "_controller", lambda: None)
+    for name in threads.BLAS_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with threads.one_blas_thread() as is_held:
+        assert not is_held
+    assert (
+        threads.map_on_threads(lambda _: threading.current_thread(), range(2))
+        == [threading.current_thread()] * 2
+    )
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    with threads.one_blas_thread() as is_held:
+        assert is_held
+
+
+def test_the_number_of_threads_is_what_was_said(monkeypatch):
+    monkeypatch.setenv("SCATTERBRAIN_NUM_THREADS", "3")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5,2")
+    assert sb.get_num_threads() == 3
+    monkeypatch.delenv("SCATTERBRAIN_NUM_THREADS")
+    assert sb.get_num_threads() == 5
+    sb.set_num_threads(np.int64(2))
+    assert sb.get_num_threads() == 2
+    sb.set_num_threads(None)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert sb.get_num_threads() >= 1
+
+
+@pytest.mark.parametrize(
+    ("n_threads", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)]
+)
+def test_a_wrong_number_of_threads_is_refused(n_threads, error):
+    with pytest.raises(error, match="n_threads must be an int of at least 1"):
+        sb.set_num_threads(n_threads)
+
+
+def test_a_wrong_number_in_the_environment_is_named(monkeypatch):
+    monkeypatch.setenv("SCATTERBRAIN_NUM_THREADS", "many")
+    with pytest.raises(ValueError, match="SCATTERBRAIN_NUM_THREADS must be a positive integer, got 'many'"):
+        sb.get_num_threads()
+
+
+def test_other_libraries_map_in_turn():
+    assert Backend(np).map(lambda _: threading.current_thread(), [1, 2]) == [threading.current_thread()] * 2
