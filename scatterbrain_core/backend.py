@@ -21,7 +21,11 @@ from scatterbrain_core.tiles import Sorted, integers, longest_run
 if TYPE_CHECKING:
     from scatterbrain_core.estimator import Projections
     from scatterbrain_core.method import Scatterbrain
+    from scatterbrain_core.normalization import Partial
     from scatterbrain_core.problem import Problem
+    from scatterbrain_core.routing.spending import Allowance
+    from scatterbrain_core.routing.view import Choice, View
+    from scatterbrain_core.routing.visits import Keys, Opened
     from scatterbrain_core.sparse_correction import Visits
 
 Arrays: TypeAlias = tuple[Any, ...]
@@ -47,10 +51,13 @@ class Backend:
         chunks of this size.
     group_elements : int
         How many elements of features and running states one group of heads may have; one head may have more.
+    visit_elements : int
+        How many elements of vectors the visits of queries to clusters may have that are worked at a time.
     """
 
     chunk_elements = 2**20
     group_elements = 2**25
+    visit_elements = 2**24
 
     def __init__(self, xp: Namespace) -> None:
         self.xp = xp
@@ -165,6 +172,59 @@ class Backend:
         key_bucket, key_rank : array, shape (n_keys,)
             Ints that are not negative, and ints or floats; a key stands before a query of its own rank.
         query_bucket, query_rank : array, shape (n_queries,)
+        generic : callable
+            Gives the result by array-API code.
+        """
+        return generic()
+
+    def choose(
+        self,
+        view: View,  # noqa: ARG002
+        near: Partial,  # noqa: ARG002
+        is_row: Array | None,  # noqa: ARG002
+        allowance: Allowance,  # noqa: ARG002
+        generic: Callable[[], tuple[Choice, tuple[Array, Array]]],
+    ) -> tuple[Choice, tuple[Array, Array]]:
+        """What a chunk of queries refines of the clusters that it sees: as `routing.view.choose`.
+
+        Parameters
+        ----------
+        generic : callable
+            Gives the result by array-API code.
+        """
+        return generic()
+
+    def far_partial(
+        self,
+        view: View,  # noqa: ARG002
+        choice: Choice,  # noqa: ARG002
+        generic: Callable[[], Partial],
+    ) -> Partial:
+        """Partial result of all clusters that a chunk of queries did not open: as `routing.view.far_partial`.
+
+        Parameters
+        ----------
+        choice : Choice
+            Made for this view, by `choose` of this backend.
+        generic : callable
+            Gives the result by array-API code.
+        """
+        return generic()
+
+    def opened_partial(
+        self,
+        query: Array,  # noqa: ARG002
+        visits: Opened,  # noqa: ARG002
+        keys: Keys,  # noqa: ARG002
+        generic: Callable[[], Partial],
+    ) -> Partial:
+        """Exact partial result of query rows on the clusters that they opened, `ref` of shape (R,).
+
+        Parameters
+        ----------
+        query : array, shape (R, D)
+        visits : Opened
+            In order of their first slots.
         generic : callable
             Gives the result by array-API code.
         """

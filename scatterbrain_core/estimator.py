@@ -179,7 +179,7 @@ def _solve_heads(
     count_pairs: bool,
 ) -> Result:
     if isinstance(method.sparse, RoutedClusters):
-        routed = solve_routed(problem, method.sparse)
+        routed = solve_routed(problem, method.sparse, count_pairs)
         result = Result(routed.near, [routed.far], routed.pairs, routed.rank)
     else:
         result = _solve_parts(problem, method, projections, groups, count_pairs)

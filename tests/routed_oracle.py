@@ -268,7 +268,7 @@ def _bar(items, limit):
     spent = 0.0
     for gain, cost in sorted(items, reverse=True):
         spent += cost
-        if spent > limit:
+        if spent > limit + selection.PART_OF_ENTRY:
             return gain
     return 0.0
 

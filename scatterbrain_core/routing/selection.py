@@ -11,6 +11,8 @@ from scatterbrain_core.tiles import integers, where_true
 SAMPLED_ROWS = 128
 # How often a bar of sampled rows is held against all rows, and what these may spend beyond the mean.
 CORRECTIONS, ROOM = 3, 1.01
+# Costs are whole: with part of one more, rounding does not decide whether a sum that equals a limit fits.
+PART_OF_ENTRY = 0.25
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,18 @@ class Curve:
     gain : array, shape (H, n)
         Of each item, the greatest first.
     spent : array, shape (H, n)
-        Cost of the items so far, a row.
+        Cost of the items so far, of all rows.
+    n_rows : int
     """
 
     gain: Array
     spent: Array
+    n_rows: int
 
     def bar(self, xp: Namespace, limit: Array) -> Array:
-        """The greatest gain that no longer fits limits (H, 1, 1); 0 where all fit."""
+        """The greatest gain that no longer fits limits of a row, (H, 1, 1); 0 where all fit."""
         n = self.gain.shape[-1]
-        fits = self.spent <= limit[..., 0]
+        fits = self.spent <= self.n_rows * limit[..., 0] + PART_OF_ENTRY
         kept = xp.sum(xp.astype(fits, integers(xp, 1, fits).dtype), axis=-1)[..., None]
         gain = xp.take_along_axis(self.gain, xp.minimum(kept, n - 1), axis=-1)
         return xp.where(kept < n, gain, 0.0)[..., None]
@@ -43,7 +47,7 @@ def curve_of(xp: Namespace, gain: Array, cost: Array) -> Curve:
     flat_gain, flat_cost = xp.reshape(gain, flat), xp.reshape(cost, flat)
     order = xp.argsort(flat_gain, axis=-1, descending=True, stable=False)
     spent = xp.cumulative_sum(xp.take_along_axis(flat_cost, order, axis=-1), axis=-1)
-    return Curve(xp.take_along_axis(flat_gain, order, axis=-1), spent / gain.shape[1])
+    return Curve(xp.take_along_axis(flat_gain, order, axis=-1), spent, gain.shape[1])
 
 
 def select(
@@ -77,7 +81,7 @@ def select(
     is_sample = bar is None and stride > 1
     at_mean = _corrected(xp, curve, gain, cost, mean) if is_sample else curve.bar(xp, mean)
     chosen = gain > (at_mean if bar is None else bar)
-    over = _spent(xp, chosen, cost) > most[..., 0]
+    over = _spent(xp, chosen, cost) > most[..., 0] + PART_OF_ENTRY
     if bool(xp.any(over)):
         chosen = chosen & (gain > _bars_of_rows(xp, gain, cost, most, over))
     return chosen, at_mean

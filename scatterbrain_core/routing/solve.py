@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from scatterbrain_core._typing import Array
+from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.normalization import Partial, merge, softmax_partial
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.routing.layout import Layout, lay_out
 from scatterbrain_core.routing.spending import Spending
 from scatterbrain_core.routing.tree import Tree, grow, padded, view_of_chunk
-from scatterbrain_core.routing.view import Choice, View, choose, far_partial, opened_pairs, rank
-from scatterbrain_core.routing.visits import opened_partial, places_of
+from scatterbrain_core.routing.view import Choice, View, chosen, far_partial, opened_pairs, rank
+from scatterbrain_core.routing.visits import Opened, opened_of_chunk, opened_partial, places_of
 from scatterbrain_core.sparse import RoutedClusters
 from scatterbrain_core.sparse.choosing import rows_at
 from scatterbrain_core.tiles import integers
@@ -45,32 +45,85 @@ class Chunk:
     ----------
     number : int
     query : array, shape (H, R, D)
+    near : Partial
+        On the keys that are exact whatever is chosen.
+    pairs : array, shape (H, R)
+        How many these are.
     view : View or None
     choice : Choice or None
     """
 
     number: int
     query: Array
+    near: Partial
+    pairs: Array
     view: View | None = None
     choice: Choice | None = None
 
 
-def solve_routed(problem: Problem, part: RoutedClusters) -> Routed:
-    """Run a problem with a planned part, a chunk of queries at a time."""
+def solve_routed(problem: Problem, part: RoutedClusters, is_counted: bool = True) -> Routed:
+    """Run a problem with a planned part, a chunk of queries at a time.
+
+    Parameters
+    ----------
+    is_counted : bool
+        Count pairs and rank, which are zeros otherwise.
+    """
     tree = grow(problem, lay_out(problem, part))
-    results = [_solve_chunk(problem, tree, chunk) for chunk in choose_by_chunk(problem, tree)]
+    chunks = _by_chunk(problem, tree, is_counted)
+    return _joined(problem.xp, [_with_opened(problem, tree, *batch) for batch in chunks], problem.n_queries)
 
-    def together(parts: list[Array]) -> Array:
-        return problem.xp.concat(parts, axis=1)[:, : problem.n_queries, ...]
 
-    def partials(parts: list[Partial]) -> Partial:
-        return Partial(together([p.ref for p in parts]), together([p.acc for p in parts]))
+def _by_chunk(
+    problem: Problem, tree: Tree, is_counted: bool
+) -> Iterator[tuple[slice, list[Routed], list[Opened]]]:
+    """Results of chunks but for what they opened, and their visits; as many as a backend takes at a time."""
+    width = tree.key.shape[-1] + tree.weighted_value.shape[-1]
+    first = n_visits = 0
+    solved: list[Routed] = []
+    visits: list[Opened] = []
+    for chunk in choose_by_chunk(problem, tree):
+        start, last = (
+            chunk.number * tree.layout.chunk,
+            chunk.number * tree.layout.chunk + chunk.query.shape[1],
+        )
+        solved.append(_unopened(problem, chunk, is_counted))
+        if chunk.view is not None and chunk.choice is not None:
+            visits.append(
+                opened_of_chunk(problem.xp, chunk.choice.opened, chunk.view, start, tree.query.shape[1])
+            )
+            n_visits += visits[-1].row.shape[0]
+        if last == tree.query.shape[1] or n_visits * width > problem.backend.visit_elements:
+            yield slice(first, last), solved, visits
+            first, n_visits, solved, visits = last, 0, [], []
+
+
+def _with_opened(
+    problem: Problem, tree: Tree, rows: slice, solved: list[Routed], visits: list[Opened]
+) -> Routed:
+    """Results of some chunks, what they opened included."""
+    result = _joined(problem.xp, solved)
+    if not visits:
+        return result
+    places = places_of(tree.query.shape[1], tree.layout.refined, tree.layout.length)
+    opened = opened_partial(problem.backend, tree.query, rows, visits, tree.keys, places)
+    return replace(result, near=merge(problem.backend, result.near, opened))
+
+
+def _joined(xp: Namespace, parts: list[Routed], n_queries: int | None = None) -> Routed:
+    """Results of queries that follow one another."""
+
+    def joined(arrays: list[Array]) -> Array:
+        return xp.concat(arrays, axis=1)[:, :n_queries, ...]
+
+    def partials(several: list[Partial]) -> Partial:
+        return Partial(joined([p.ref for p in several]), joined([p.acc for p in several]))
 
     return Routed(
-        partials([r.near for r in results]),
-        partials([r.far for r in results]),
-        together([r.pairs for r in results]),
-        together([r.rank for r in results]),
+        partials([part.near for part in parts]),
+        partials([part.far for part in parts]),
+        joined([part.pairs for part in parts]),
+        joined([part.rank for part in parts]),
     )
 
 
@@ -80,21 +133,22 @@ def choose_by_chunk(problem: Problem, tree: Tree) -> Iterator[Chunk]:
     spending = Spending.start(problem)
     for number in range(-(-tree.query.shape[1] // size)):
         rows = slice(number * size, min((number + 1) * size, tree.query.shape[1]))
-        chunk = Chunk(number, tree.query[:, rows, :])
-        view = view_of_chunk(problem, tree, number, chunk.query)
+        query = tree.query[:, rows, :]
+        chunk = Chunk(number, query, *_near(problem, tree, number, query))
+        view = view_of_chunk(problem, tree, number, query)
         if view is None:
             yield chunk
             continue
-        near, _ = _near(problem, tree, replace(chunk, query=backend.stop_gradient(chunk.query)))
-        near = Partial(backend.stop_gradient(near.ref), backend.stop_gradient(near.acc))
+        near = Partial(backend.stop_gradient(chunk.near.ref), backend.stop_gradient(chunk.near.acc))
         is_row = (
             None
             if problem.row_mask is None
             else padded(problem.xp, problem.row_mask, tree.query.shape[1])[:, rows]
         )
         allowance = spending.allowance(problem, tree.layout)
-        choice, bars = choose(backend, view.constant(backend), near, is_row, allowance)
-        spending = spending.after(problem, _saved(problem, tree.layout, view, choice), bars)
+        choice, bars = chosen(backend, view.constant(backend), near, is_row, allowance)
+        if problem.is_causal:
+            spending = spending.after(problem, _saved(problem, tree.layout, view, choice), bars)
         yield replace(chunk, view=view, choice=choice)
 
 
@@ -108,57 +162,54 @@ def _saved(problem: Problem, layout: Layout, view: View, choice: Choice) -> Arra
     return offered - (opened_pairs(xp, view, choice) + rank(xp, view, choice) - coarsest)
 
 
-def _solve_chunk(problem: Problem, tree: Tree, chunk: Chunk) -> Routed:
+def _unopened(problem: Problem, chunk: Chunk, is_counted: bool) -> Routed:
+    """A chunk's result but for the keys of the clusters that it opened, which are counted."""
     backend, xp, view, choice = problem.backend, problem.xp, chunk.view, chunk.choice
-    near, pairs = _near(problem, tree, chunk)
+    near, pairs = chunk.near, chunk.pairs
+    clusters = xp.zeros_like(pairs)
     if view is None or choice is None:
         nothing = Partial(xp.full_like(near.ref, -math.inf), xp.zeros_like(near.acc))
-        return Routed(near, nothing, pairs, xp.zeros_like(pairs))
-    layout = tree.layout
-    places = places_of(layout.chunk, layout.refined, layout.length)
-    opened = opened_partial(backend, chunk.query, choice.opened, view, tree.keys, places)
-    return Routed(
-        merge(backend, near, opened),
-        far_partial(backend, view, choice),
-        pairs + opened_pairs(xp, view, choice),
-        rank(xp, view, choice),
-    )
+        return Routed(near, nothing, pairs, clusters)
+    far = backend.far_partial(view, choice, lambda: far_partial(backend, view, choice))
+    if is_counted:
+        pairs, clusters = pairs + opened_pairs(xp, view, choice), rank(xp, view, choice)
+    return Routed(near, far, pairs, clusters)
 
 
-def _near(problem: Problem, tree: Tree, chunk: Chunk) -> tuple[Partial, Array]:
-    """The keys that are exact whatever is chosen, and how many they are."""
-    first, pairs = _first_keys(problem, tree, chunk)
+def _near(problem: Problem, tree: Tree, number: int, query: Array) -> tuple[Partial, Array]:
+    """The keys that are exact for a chunk's queries whatever is chosen, and how many they are."""
+    first, pairs = _first_keys(problem, tree, number, query)
     if not problem.is_causal:
         return first, pairs
-    own, more = _own_blocks(problem, tree, chunk)
+    own, more = _own_blocks(problem, tree, number, query)
     return merge(problem.backend, first, own), pairs + more
 
 
-def _first_keys(problem: Problem, tree: Tree, chunk: Chunk) -> tuple[Partial, Array]:
+def _first_keys(problem: Problem, tree: Tree, number: int, query: Array) -> tuple[Partial, Array]:
     """The first keys, exact for every query behind the block of its own that they are in."""
     xp, own = problem.xp, tree.layout.own
     index, is_there = tree.first
     seen = is_there[:, None, :]
     if problem.is_causal:
-        row = integers(xp, chunk.query.shape[1], chunk.query) + chunk.number * tree.layout.chunk
+        row = integers(xp, query.shape[1], query) + number * tree.layout.chunk
         seen = seen & (index[:, None, :] // own < (row // own)[:, None])
     key, weighted = (rows_at(xp, x, index) for x in (tree.key, tree.weighted_value))
-    return _exact(problem, chunk.query, key, weighted, seen)
+    return _exact(problem, query, key, weighted, seen)
 
 
-def _own_blocks(problem: Problem, tree: Tree, chunk: Chunk) -> tuple[Partial, Array]:
+def _own_blocks(problem: Problem, tree: Tree, number: int, query: Array) -> tuple[Partial, Array]:
     """The past of every query within its own block."""
     xp, own, size = problem.xp, tree.layout.own, tree.layout.chunk
-    rows = slice(chunk.number * size, (chunk.number + 1) * size)
+    rows = slice(number * size, (number + 1) * size)
 
     def blocks(x: Array) -> Array:
         return xp.reshape(x, (x.shape[0], size // own, own, *x.shape[2:]))
 
     key, weighted, visible = (blocks(x[:, rows, ...]) for x in (tree.key, tree.weighted_value, tree.visible))
-    place = integers(xp, own, chunk.query)
+    place = integers(xp, own, query)
     seen = (place[None, :] <= place[:, None]) & visible[:, :, None, :]
-    part, pairs = _exact(problem, blocks(chunk.query), key, weighted, seen)
-    shape = chunk.query.shape[:2]
+    part, pairs = _exact(problem, blocks(query), key, weighted, seen)
+    shape = query.shape[:2]
     acc = xp.reshape(part.acc, (*shape, part.acc.shape[-1]))
     return Partial(xp.reshape(part.ref, shape), acc), xp.reshape(pairs, shape)
 

@@ -13,6 +13,8 @@ from scatterbrain_core.routing.spending import Allowance
 
 # The Gaussian second order of a cluster's logits is trusted up to here.
 MOST_SPREAD = 10.0
+# The least spread lets clusters whose logits are all equal still be ordered by their weight.
+LEAST_SPREAD = 1e-9
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,15 @@ def second_order(xp: Namespace, mean: Array, spread: Array, count: Array) -> Arr
     return xp.where(there[:, None, :], logit, -math.inf)
 
 
+def chosen(
+    backend: Backend, view: View, near: Partial, is_row: Array | None, allowance: Allowance
+) -> tuple[Choice, tuple[Array, Array]]:
+    """`choose`, by the backend's own way where it has one."""
+    return backend.choose(
+        view, near, is_row, allowance, lambda: choose(backend, view, near, is_row, allowance)
+    )
+
+
 def choose(
     backend: Backend, view: View, near: Partial, is_row: Array | None, allowance: Allowance
 ) -> tuple[Choice, tuple[Array, Array]]:
@@ -156,21 +167,25 @@ def _share(backend: Backend, view: View, near: Partial) -> Array:
 
 def _error_within(xp: Namespace, view: View, share: Array) -> Array:
     of_values = view.width / xp.where(view.count > 0, view.count, 1.0)
-    # The least spread lets clusters whose logits are all equal still be ordered by their weight.
-    return share * share * (xp.expm1(view.spread) + 1e-9) * of_values[:, None, :]
+    return share * share * (xp.expm1(view.spread) + LEAST_SPREAD) * of_values[:, None, :]
 
 
 def _error_between(xp: Namespace, view: View, share: Array) -> Array:
+    distance, part = distances(xp, view)
+    of_groups = xp.matmul(xp.matmul(share, view.group), xp.matrix_transpose(view.group))
+    deviation = share - of_groups * part[:, None, :]
+    return deviation * deviation * distance[:, None, :]
+
+
+def distances(xp: Namespace, view: View) -> tuple[Array, Array]:
+    """Squared distance of each cluster's mean from that of its group, and its part of the group's keys."""
     group, count = view.group, view.count
-    back = xp.matrix_transpose(group)
     weights = group * count[..., None]
     total = xp.sum(weights, axis=-2)
     total = xp.where(total > 0, total, 1.0)
     centre = xp.matmul(xp.matrix_transpose(weights), view.mean) / total[..., None]
     distance = bounded(xp, xp.sum((view.mean - xp.matmul(group, centre)) ** 2, axis=-1))
-    part = count / xp.sum(group * total[:, None, :], axis=-1)
-    deviation = share - xp.matmul(xp.matmul(share, group), back) * part[:, None, :]
-    return deviation * deviation * distance[:, None, :]
+    return distance, count / xp.sum(group * total[:, None, :], axis=-1)
 
 
 def far_weights(backend: Backend, view: View, choice: Choice) -> tuple[Array, Array]:

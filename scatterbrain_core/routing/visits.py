@@ -14,7 +14,7 @@ from scatterbrain_core.routing.view import View
 from scatterbrain_core.rows import Pairs, exact_weights
 from scatterbrain_core.sparse_correction import interval_partial, unblock_partial
 from scatterbrain_core.tables import Intervals
-from scatterbrain_core.tiles import cut, gather, integers, power_of_two, where_true
+from scatterbrain_core.tiles import cut, gather, integers, longest_run, power_of_two, where_true
 
 TILE = (64, 16)
 LEAST_PLACES = 8
@@ -40,52 +40,109 @@ class Keys:
     half: HalfPrecision | None
 
 
-def places_of(n_rows: int, entries: int, n_keys: int) -> int:
-    """Places of a block for the visits of a cluster, by how many queries of n_rows open each on average."""
-    return power_of_two(n_rows * entries // max(n_keys, 1), LEAST_PLACES, TILE[0])
+def places_of(n_queries: int, entries: int, n_keys: int) -> int:
+    """Places of a block for the visits of a cluster, by how many queries open each on average.
+
+    By that alone: which block a query falls into may not depend on what later ones choose.
+    """
+    return power_of_two(n_queries * entries // max(n_keys, 1), LEAST_PLACES, TILE[0])
 
 
-def opened_partial(
-    backend: Backend, query: Array, opened: Array, view: View, keys: Keys, places: int
-) -> Partial:
-    """Exact partial result of queries (H, R, D) on the clusters they opened, `ref` of shape (H, R).
+@dataclass(frozen=True)
+class Opened:
+    """Visits: one query row at the keys of one cluster that it opened.
+
+    Attributes
+    ----------
+    row : array of int, shape (n_visits,)
+        head * R + the query's place among the R of its head.
+    lo, hi : array of int, shape (n_visits,)
+        The cluster's slots, [lo, hi).
+    """
+
+    row: Array
+    lo: Array
+    hi: Array
+
+
+def opened_of_chunk(xp: Namespace, opened: Array, view: View, first: int, n_rows: int) -> Opened:
+    """Visits of a chunk of queries, by cluster and then by query.
 
     Parameters
     ----------
-    opened : array of bool, shape (H, R, K)
+    opened : array of bool, shape (H, chunk, K)
+    first, n_rows : int
+        Place of the chunk's first query among those of its head, and how many there are, R.
+    """
+    n_heads, size, n_clusters = opened.shape
+    place, _ = where_true(xp, xp.reshape(xp.permute_dims(opened, (0, 2, 1)), (n_heads * n_clusters * size,)))
+    cluster = place // size
+    row = cluster // n_clusters * n_rows + first + place % size
+    lo = xp.take(xp.reshape(view.start, (-1,)), cluster)
+    count = xp.take(xp.astype(xp.reshape(view.count, (-1,)), lo.dtype), cluster)
+    return Opened(row, lo, lo + count)
+
+
+def opened_partial(
+    backend: Backend, query: Array, rows: slice, visits: list[Opened], keys: Keys, places: int
+) -> Partial:
+    """Exact partial result of some queries on the clusters that they opened, `ref` of shape (H, rows).
+
+    Parameters
+    ----------
+    query : array, shape (H, R, D)
+    rows : slice
+        Of the queries whose visits these are.
     places : int
         Of a block of visits to one cluster.
     """
-    xp = backend.xp
-    n_heads, n_rows, n_clusters = opened.shape
-    is_visit = xp.reshape(xp.permute_dims(opened, (0, 2, 1)), (-1,))
-    place, number = where_true(xp, is_visit)
-    if place.shape[0] == 0:
+    xp, n_rows = backend.xp, query.shape[1]
+    query = query[:, rows, :]
+    shape = query.shape[:2]
+    row, lo, hi = (xp.concat([getattr(part, name) for part in visits]) for name in ("row", "lo", "hi"))
+    row = row // n_rows * shape[1] + row % n_rows - rows.start
+    if row.shape[0] == 0:
         return nothing_seen(backend, query[..., 0], keys.weighted_value)
-    cluster = place // n_rows
-    row = cluster // n_clusters * n_rows + place % n_rows
-    part = _visits(backend, query, cluster, row, view, keys, places)
-    seen = xp.where(is_visit, xp.take(part.ref, xp.maximum(number - 1, xp.zeros_like(number))), -math.inf)
-    ref = xp.max(xp.reshape(seen, (n_heads, n_clusters, n_rows)), axis=1)
-    step = xp.exp(part.ref - xp.take(finite(backend, xp.reshape(ref, (-1,))), row))
-    acc = backend.segment_sum(part.acc * step[:, None], row, n_heads * n_rows)
-    return Partial(ref, xp.reshape(acc, (n_heads, n_rows, acc.shape[-1])))
+    order = xp.argsort(lo, stable=True)
+    in_order = Opened(*(xp.take(x, order) for x in (row, lo, hi)))
+    flat = xp.reshape(query, (-1, query.shape[-1]))
+    part = backend.opened_partial(
+        flat, in_order, keys, lambda: _by_tiles(backend, flat, in_order, keys, places)
+    )
+    return Partial(xp.reshape(part.ref, shape), xp.reshape(part.acc, (*shape, part.acc.shape[-1])))
 
 
-def _visits(
-    backend: Backend, query: Array, cluster: Array, row: Array, view: View, keys: Keys, places: int
-) -> Partial:
-    """Partial result of each visit: one query row at one cluster."""
+def _by_tiles(backend: Backend, query: Array, visits: Opened, keys: Keys, places: int) -> Partial:
+    """The partial result of every visit, and these merged by row."""
+    xp, n_rows = backend.xp, query.shape[0]
+    part = _visits(backend, query, visits, keys, places)
+    ref = _largest(xp, part.ref, visits.row, n_rows)
+    step = xp.exp(part.ref - xp.take(finite(backend, ref), visits.row))
+    return Partial(ref, backend.segment_sum(part.acc * step[:, None], visits.row, n_rows))
+
+
+def _visits(backend: Backend, query: Array, visits: Opened, keys: Keys, places: int) -> Partial:
+    """Partial result of each visit."""
     xp = backend.xp
-    count = xp.astype(view.count, view.start.dtype)
-    lo, size = (xp.take(xp.reshape(x, (-1,)), cluster) for x in (view.start, count))
-    intervals = Intervals(keys.order, lo[:, None], (lo + size)[:, None])
-    queries = gather(xp, xp.reshape(query, (-1, query.shape[-1])), row)
-    order = integers(xp, row.shape[0], row)
-    blocks = cut(xp, order, cluster, places)
-    pairs = Pairs(queries, keys.key, exact_weights, keys.half)
+    intervals = Intervals(keys.order, visits.lo[:, None], visits.hi[:, None])
+    order = integers(xp, visits.row.shape[0], visits.row)
+    blocks = cut(xp, order, visits.lo, places)
+    pairs = Pairs(gather(xp, query, visits.row), keys.key, exact_weights, keys.half)
     part = interval_partial(backend, blocks, intervals, pairs, keys.weighted_value, TILE[1])
     return unblock_partial(backend, blocks, order, part)
+
+
+def _largest(xp: Namespace, x: Array, row: Array, n_rows: int) -> Array:
+    """The largest number of each row, shape (n_rows,); -inf for a row without any."""
+    order = xp.argsort(row, stable=True)
+    row, x = xp.take(row, order), xp.take(x, order)
+    for step in (2**i for i in range(max(longest_run(xp, row) - 1, 0).bit_length())):
+        before = xp.where(row[step:] == row[:-step], x[:-step], -math.inf)
+        x = xp.concat([x[:step], xp.maximum(x[step:], before)])
+    numbers = integers(xp, n_rows, row)
+    end = xp.searchsorted(row, numbers, side="right")
+    is_there = xp.searchsorted(row, numbers, side="left") < end
+    return xp.where(is_there, xp.take(x, xp.maximum(end - 1, xp.zeros_like(end))), -math.inf)
 
 
 def sorted_slots(xp: Namespace, clusters: Clusters, in_cluster: Array) -> tuple[Array, Array]:

@@ -8,13 +8,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from scatterbrain_backends.numpy_ import runs
+from scatterbrain_backends.numpy_ import choosing, runs, visiting
 from scatterbrain_backends.numpy_.sorting import stable_argsort
 from scatterbrain_backends.numpy_.threads import map_on_threads
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.estimator import Projections
 from scatterbrain_core.method import Scatterbrain
+from scatterbrain_core.normalization import Partial
 from scatterbrain_core.problem import Problem
+from scatterbrain_core.routing.spending import Allowance
+from scatterbrain_core.routing.view import Choice, View
+from scatterbrain_core.routing.visits import Keys, Opened
 from scatterbrain_core.tiles import Sorted, sort_jointly
 
 T = TypeVar("T")
@@ -26,6 +30,8 @@ class NumpyBackend(Backend):
 
     # Heads are work for threads, but small ones share the cost of a call.
     group_elements = 2**19
+    # Of a visit nothing is kept but its row and slots.
+    visit_elements = 2**30
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """`function` of every item, on threads."""
@@ -68,6 +74,29 @@ class NumpyBackend(Backend):
     ) -> Sorted:
         """Queries and keys sorted by bucket, then by rank."""
         return sort_jointly(self.xp, key_bucket, query_bucket, key_rank, query_rank, stable_argsort)
+
+    def choose(
+        self,
+        view: View,
+        near: Partial,
+        is_row: Any,
+        allowance: Allowance,
+        generic: Callable[[], choosing.Found],
+    ) -> choosing.Found:
+        """What a chunk of queries refines, in few passes."""
+        del generic
+        return choosing.choose(view, near, is_row, allowance)
+
+    def far_partial(self, view: View, choice: Choice, generic: Callable[[], Partial]) -> Partial:
+        """From the weights that the choice was made from."""
+        return choosing.far_partial(view, choice) if isinstance(choice, choosing.Weighted) else generic()
+
+    def opened_partial(
+        self, query: Any, visits: Opened, keys: Keys, generic: Callable[[], Partial]
+    ) -> Partial:
+        """A cluster at a time."""
+        del generic
+        return visiting.opened_partial(query, visits, keys)
 
     def scatter_add(self, total: Any, index: Any, rows: Any) -> Any:
         """`total` with rows added in place; NumPy's loops run along the longer side of `rows`."""
