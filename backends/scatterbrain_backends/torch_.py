@@ -56,6 +56,14 @@ class TorchBackend(Backend):
         found = None if kernels is None else kernels.tile_partial(self.xp, visits)
         return generic() if found is None else found
 
+    def running_merge(
+        self, ref: Any, acc: Any, segment: Any, generic: Callable[[], tuple[Any, Any]]
+    ) -> tuple[Any, Any]:
+        """By CuPy's kernel on CUDA, as `tile_partial`."""
+        kernels = _kernels(ref, acc)
+        found = None if kernels is None else kernels.running_merge(ref, acc, segment)
+        return generic() if found is None else found
+
 
 def _kernels(*tensors: Any) -> Any:
     """The module of the kernels; None where they cannot or must not be used on these tensors."""

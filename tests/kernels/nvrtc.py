@@ -16,6 +16,7 @@ KERNELS = {
     file: [tile.kernel(dtype) for dtype, tile in all_tiles() if tile.source == file]
     for file in ("tile_partial", "tile_partial_half")
 } | {
+    "running_merge": [f"running_merge<{type_}>" for type_ in C_TYPES.values()],
     "segment_sum": [f"segment_sum<{type_}>" for type_ in C_TYPES.values()],
 }
 

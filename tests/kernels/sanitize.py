@@ -17,15 +17,19 @@ TESTS = Path(__file__).parent.parent
 CHECKS = "-fsanitize=address,undefined,bounds-strict"
 ADDRESS = ("-O1", CHECKS, "-fno-sanitize-recover=all", "-fno-sanitize=vptr")
 THREAD = ("-O1", "-fsanitize=thread")
-# Kernel and number of the bug: whether ThreadSanitizer is to see a race.
+# Kernel and number of the bug: whether ThreadSanitizer is to see a race, of threads of a block; of
+# `running_merge`, whose threads share nothing, of blocks.
 RACES = {
     ("tile_partial", 0): False,
     **{("tile_partial", bug): True for bug in (1, 2, 3)},
     ("tile_partial_half", 0): False,
     **{("tile_partial_half", bug): True for bug in (1, 2)},
+    ("running_merge", 0): False,
+    ("running_merge", 5): True,
     ("segment_sum", 0): False,
     ("segment_sum", 1): True,
 }
+BETWEEN_BLOCKS = {"running_merge"}
 RACE_CODE, RACE_OPTIONS = 66, "ignore_noninstrumented_modules=1 halt_on_error=1 history_size=4"
 
 
@@ -42,14 +46,14 @@ def _is_as_expected(kind: str, name: str, bug: int, is_race: bool, folder: str) 
     command = [sys.executable, __file__, kind, name, str(bug), folder]
     if kind == "thread":  # its shadow memory stands at fixed addresses
         command = ["setarch", platform.machine(), "-R", *command]
-    done = subprocess.run(command, env=_environment(kind), capture_output=True, text=True)
+    done = subprocess.run(command, env=_environment(kind, name), capture_output=True, text=True)
     is_good = done.returncode == (RACE_CODE if is_race else 0)
     said = "as expected" if is_good else f"exit code {done.returncode}\n{(done.stdout + done.stderr)[-3000:]}"
     print(f"{name}, {kind}, planted bug {bug}: {said}", flush=True)
     return is_good
 
 
-def _environment(kind: str) -> dict[str, str]:
+def _environment(kind: str, name: str) -> dict[str, str]:
     names = ("libasan.so", "libubsan.so") if kind == "address" else ("libtsan.so",)
     paths = [
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
@@ -61,6 +65,7 @@ def _environment(kind: str) -> dict[str, str]:
         "ASAN_OPTIONS": "detect_leaks=0",
         "TSAN_OPTIONS": f"{RACE_OPTIONS} exitcode={RACE_CODE}",
         "OPENBLAS_NUM_THREADS": "1",
+        "SHIM_TSAN_BLOCKS": str(int(name in BETWEEN_BLOCKS)),
     }
     return {**os.environ, **options}
 
@@ -78,11 +83,11 @@ def run_cases(kind: str, name: str, bug: int, folder: str) -> None:
     dtype, tile = form.get(name, ("float32", None))
     # No compiler under the sanitizer's own library.
     preloaded = os.environ.pop("LD_PRELOAD")
-    kernel = "segment_sum<float>" if tile is None else tile.kernel(dtype)
+    kernel = f"{name}<float>" if tile is None else tile.kernel(dtype)
     kernels = HostKernels(name, [kernel], Path(folder), ADDRESS if kind == "address" else THREAD)
     os.environ["LD_PRELOAD"] = preloaded
     if tile is None:
-        _run_sums(kernels, bug)
+        {"segment_sum": _run_sums, "running_merge": _run_merges}[name](kernels, bug)
     else:
         _run_tiles(kernels, tile, dtype, bug)
 
@@ -110,6 +115,17 @@ def _run_sums(kernels, bug: int) -> None:
     rows, total = np.ones((70, 5), np.float32), np.zeros((3, 5), np.float32)
     kernels.run(segment_sum(rows, np.arange(70), ends[:-1], ends[1:], total), bug=bug)
     assert bug or (total[:, 0] == np.diff(ends)).all()
+
+
+def _run_merges(kernels, bug: int) -> None:
+    import numpy as np
+
+    from kernels.merges import by_definition, error, make_states, prepare
+
+    states = make_states(np.random.default_rng(1))
+    launch, *merged = prepare(*states)
+    kernels.run(launch, bug=bug)
+    assert bug or error(*merged, *by_definition(*states)) < 1e-4
 
 
 if __name__ == "__main__":

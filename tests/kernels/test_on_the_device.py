@@ -12,6 +12,7 @@ from oracle import oracle, relative_error
 from problems import draw_problem
 
 import scatterbrain_core as sb
+from kernels import merges
 from kernels.cases import HALVES, Case, error, make_visits
 from scatterbrain_backends.cupy_.forms import all_tiles
 from scatterbrain_core.backend import Backend, backend_of
@@ -129,6 +130,31 @@ def test_every_form_of_a_tile(cupy, rng, monkeypatch):
         own = partial(on_device(make_library("cupy"), visits))
         off = error(visits, cupy.asnumpy(own.ref), cupy.asnumpy(own.acc))
         assert off <= TOLERANCE[dtype], (dtype, tile)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"lengths": (400, 1, 77)}, {"rows": 64, "columns": 65}, {"rows": 1, "columns": 1}]
+)
+def test_running_merges_are_those_of_the_definition(library, launched, rng, sizes, dtype):
+    states = merges.make_states(rng, **sizes, dtype=dtype)
+    there = library.arrays(*states)
+    backend = backend_of(x=there[1])
+    runs = [backend.running_merge(*there, lambda: pytest.fail("generic code")) for _ in range(2)]
+    assert launched == 2 * ["running_merge"]
+    (ref, acc), again = ([library.to_numpy(x) for x in found] for found in runs)
+    assert merges.error(ref, acc, *merges.by_definition(*states)) <= TOLERANCE[dtype]
+    for x, y in zip((ref, acc), again, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_running_merges_of_more_than_2_to_the_31_elements(cupy):
+    shape = (3, 2**15, 2**15 + 1)
+    if cupy.cuda.Device().mem_info[0] < 2.5 * 4 * np.prod(shape):
+        pytest.skip("30 GiB of the device are not free")
+    ref, acc = cupy.zeros(shape[:2], dtype="float32"), cupy.ones(shape, dtype="float32")
+    _, found = backend_of(x=acc).running_merge(ref, acc, cupy.zeros(3, dtype=int), lambda: (None, None))
+    assert (found == cupy.arange(1, 4, dtype="float32")[:, None, None]).all()
 
 
 @pytest.fixture

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import cupy
 
+from scatterbrain_backends.cupy_ import run
 from scatterbrain_backends.cupy_.forms import C_TYPES
 from scatterbrain_backends.cupy_.launches import CHUNK_ELEMENTS, dtype_name
-from scatterbrain_backends.cupy_.run import exp_below, scatter_add, tile_partial
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.sparse_correction import Visits
 
@@ -28,7 +29,7 @@ class CupyBackend(Backend):
 
     def exp_below(self, logits: Any, reference: Any) -> Any:
         """exp(logits - reference), written over `logits` in one pass."""
-        return exp_below(logits, reference)
+        return run.exp_below(logits, reference)
 
     def scatter_add(self, total: Any, index: Any, rows: Any) -> Any:
         """`total` with rows added in place, those of one index in one order on every run."""
@@ -38,15 +39,19 @@ class CupyBackend(Backend):
         if rows.dtype != total.dtype or dtype_name(rows) not in C_TYPES:
             return super().scatter_add(total, index, rows)
         sums = cupy.ascontiguousarray(total).reshape(len(total), width)
-        scatter_add(sums, index, cupy.ascontiguousarray(rows).reshape(len(rows), width))
+        run.scatter_add(sums, index, cupy.ascontiguousarray(rows).reshape(len(rows), width))
         return sums.reshape(total.shape)
 
     def tile_partial(self, visits: Visits, generic: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
         """By the kernel where it takes such visits, else by array-API code."""
-        query = visits.pairs.query
+        empty = partial(cupy.empty, dtype=visits.pairs.query.dtype)
+        found = run.tile_partial(self.xp, visits, cupy.ascontiguousarray, empty)
+        return generic() if found is None else found
 
-        def empty(shape: tuple[int, ...]) -> Any:
-            return cupy.empty(shape, query.dtype)
-
-        found = tile_partial(self.xp, visits, cupy.ascontiguousarray, empty)
+    def running_merge(
+        self, ref: Any, acc: Any, segment: Any, generic: Callable[[], tuple[Any, Any]]
+    ) -> tuple[Any, Any]:
+        """By the kernel, one thread a row and column of a segment; else by array-API code."""
+        empty = partial(cupy.empty, dtype=acc.dtype)
+        found = run.running_merge(ref, acc, segment, cupy.ascontiguousarray, empty)
         return generic() if found is None else found

@@ -43,6 +43,8 @@ class Launch:
 
 # Elements of a temporary of generic code on such a device: launches cost more than its memory.
 CHUNK_ELEMENTS = 2**24
+# Threads of `running_merge`, and the most thread blocks side by side, by CUDA's own limits.
+MERGE_THREADS, MOST_BLOCKS_X, MOST_BLOCKS_Y = 256, 2**31 - 1, 2**16 - 1
 # Threads of `segment_sum`, and how many of them stand side by side in a row.
 SUM_THREADS, SUM_COLUMNS = 256, 32
 
@@ -84,6 +86,18 @@ def tile_partial(
         (tile.threads,),
         (*arrays, *scalars, *map(np.float32, factors)),
         tile.shared_bytes(dtype),
+    )
+
+
+def running_merge(ref: Any, acc: Any, segment: Any, ref_out: Any, acc_out: Any) -> Launch:
+    """Launch of `running_merge`: partial results (n, m) of blocks, merged along those of a segment."""
+    n, rows, columns = acc.shape
+    return Launch(
+        "running_merge",
+        f"running_merge<{C_TYPES[dtype_name(acc)]}>",
+        (n, min(-(-rows * columns // MERGE_THREADS), MOST_BLOCKS_Y)),
+        (MERGE_THREADS,),
+        (ref, acc, segment, ref_out, acc_out, np.int64(n), np.int32(rows), np.int32(columns)),
     )
 
 

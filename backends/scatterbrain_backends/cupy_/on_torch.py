@@ -51,6 +51,12 @@ def tile_partial(xp: Any, visits: Visits) -> tuple[Any, Any] | None:
         return run.tile_partial(xp, visits, _as_cupy, lambda shape: query.new_empty(shape))
 
 
+def running_merge(ref: Any, acc: Any, segment: Any) -> tuple[Any, Any] | None:
+    """Running merges of tensors by the kernel; None where it does not take them."""
+    with _on_stream_of(acc):
+        return run.running_merge(ref, acc, segment, _as_cupy, acc.new_empty)
+
+
 def scatter_add(total: Any, index: Any, rows: Any) -> Any:
     """`total` with rows added, those of one index in one order on every run."""
     total = total.contiguous()

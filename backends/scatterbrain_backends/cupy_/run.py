@@ -7,7 +7,9 @@ from typing import Any
 
 import cupy
 
-from scatterbrain_backends.cupy_.launches import Launch, segment_sum
+from scatterbrain_backends.cupy_ import launches
+from scatterbrain_backends.cupy_.forms import C_TYPES
+from scatterbrain_backends.cupy_.launches import MOST_BLOCKS_X, Launch, dtype_name
 from scatterbrain_backends.cupy_.sources import OPTIONS, source
 from scatterbrain_backends.cupy_.tile_partial import inputs, is_taken, launch, tile_of
 from scatterbrain_core.sparse_correction import Visits
@@ -28,7 +30,7 @@ def scatter_add(total: Any, index: Any, rows: Any) -> None:
     numbers = cupy.arange(len(total), dtype=index.dtype)
     first, last = (cupy.searchsorted(index, numbers, side) for side in ("left", "right"))
     order, first, last = (x.astype(cupy.int64, copy=False) for x in (order, first, last))
-    run(segment_sum(rows, order, first, last, total))
+    run(launches.segment_sum(rows, order, first, last, total))
 
 
 def tile_partial(
@@ -53,6 +55,25 @@ def tile_partial(
     ref, acc = empty(shape), empty((*shape, visits.weighted_value.shape[1]))
     run(launch(tile, visits, [*arrays, as_cupy(ref), as_cupy(acc)], [x.data.ptr for x in arrays[:2]]))
     return ref, acc
+
+
+def running_merge(
+    ref: Any, acc: Any, segment: Any, as_cupy: Callable[[Any], Any], empty: Callable[[tuple[int, ...]], Any]
+) -> tuple[Any, Any] | None:
+    """Running merges by the kernel, `ref` and `acc`; None where it does not take them.
+
+    Parameters
+    ----------
+    as_cupy, empty : callable
+        As of `tile_partial`; `empty` in the dtype of `acc`.
+    """
+    is_one_dtype = ref.dtype == acc.dtype and dtype_name(acc) in C_TYPES
+    if not is_one_dtype or 0 in acc.shape or len(acc) > MOST_BLOCKS_X:
+        return None
+    merged = empty(tuple(ref.shape)), empty(tuple(acc.shape))
+    segment = as_cupy(segment).astype(cupy.int64, copy=False)
+    run(launches.running_merge(as_cupy(ref), as_cupy(acc), segment, *map(as_cupy, merged)))
+    return merged
 
 
 @cupy.memoize(for_each_device=True)  # type: ignore[untyped-decorator]
