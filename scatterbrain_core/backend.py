@@ -156,10 +156,39 @@ class Backend:
         Parameters
         ----------
         key_bucket, key_rank : array, shape (n_keys,)
-            Ints that are not negative, and ints or floats; a key stands before a query of its own rank.
+            Ints that are not negative; and floats, or positions from 0 on, below the number of rows. A key
+            stands before a query of its own rank.
         query_bucket, query_rank : array, shape (n_queries,)
         generic : callable
             Gives the result by array-API code.
+        """
+        return generic()
+
+    def hyperplane_codes(
+        self,
+        x: Array,  # noqa: ARG002
+        normals: Array,  # noqa: ARG002
+        direction: Array | None,  # noqa: ARG002
+        generic: Callable[[], tuple[Array, Array | None]],
+    ) -> tuple[Array, Array | None]:
+        """Codes of vectors, and what large buckets are cut along, both equal for equal vectors.
+
+        Parameters
+        ----------
+        x : array, shape (..., D)
+        normals : array, shape (K, D)
+            Of the hyperplanes, K at most 24.
+        direction : array, shape (D,), or None
+            None where no bucket is cut.
+        generic : callable
+            Gives the result by array-API code.
+
+        Returns
+        -------
+        code : array of int, shape (...)
+            A bit a normal, the first the highest: whether the product with it is at least 0.
+        projection : array, shape (...), or None
+            Products with the direction.
         """
         return generic()
 

@@ -15,6 +15,7 @@ from scatterbrain_backends.cupy_.forms import C_TYPES
 from scatterbrain_backends.cupy_.launches import CHUNK_ELEMENTS, dtype_name
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.sparse_correction import Visits
+from scatterbrain_core.tiles import Sorted
 
 
 class TorchBackend(Backend):
@@ -61,7 +62,29 @@ class TorchBackend(Backend):
     ) -> tuple[Any, Any]:
         """By CuPy's kernel on CUDA, as `tile_partial`."""
         kernels = _kernels(ref, acc)
-        found = None if kernels is None else kernels.running_merge(ref, acc, segment)
+        found = None if kernels is None else kernels.running_merge(self.xp, ref, acc, segment)
+        return generic() if found is None else found
+
+    def sort_jointly(
+        self,
+        key_bucket: Any,
+        query_bucket: Any,
+        key_rank: Any,
+        query_rank: Any,
+        generic: Callable[[], Sorted],
+    ) -> Sorted:
+        """By CuPy's kernels around Torch's own sort on CUDA, as `tile_partial`."""
+        buckets, ranks = (key_bucket, query_bucket), (key_rank, query_rank)
+        kernels = _kernels(*buckets, *ranks)
+        found = None if kernels is None else kernels.sort_jointly(self.xp, buckets, ranks)
+        return generic() if found is None else found
+
+    def hyperplane_codes(
+        self, x: Any, normals: Any, direction: Any, generic: Callable[[], tuple[Any, Any]]
+    ) -> tuple[Any, Any]:
+        """By CuPy's kernel on CUDA, as `tile_partial`."""
+        kernels = _kernels(x, normals)
+        found = None if kernels is None else kernels.hyperplane_codes(self.xp, x, normals, direction)
         return generic() if found is None else found
 
 

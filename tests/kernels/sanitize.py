@@ -17,8 +17,8 @@ TESTS = Path(__file__).parent.parent
 CHECKS = "-fsanitize=address,undefined,bounds-strict"
 ADDRESS = ("-O1", CHECKS, "-fno-sanitize-recover=all", "-fno-sanitize=vptr")
 THREAD = ("-O1", "-fsanitize=thread")
-# Kernel and number of the bug: whether ThreadSanitizer is to see a race, of threads of a block; of
-# `running_merge`, whose threads share nothing, of blocks.
+# Kernel and number of the bug: whether ThreadSanitizer is to see a race, of threads of a block; where
+# these share nothing, of blocks.
 RACES = {
     ("tile_partial", 0): False,
     **{("tile_partial", bug): True for bug in (1, 2, 3)},
@@ -26,10 +26,14 @@ RACES = {
     **{("tile_partial_half", bug): True for bug in (1, 2)},
     ("running_merge", 0): False,
     ("running_merge", 5): True,
+    ("sort_numbers", 0): False,
+    ("bucket_intervals", 0): False,
+    ("hyperplane_codes", 0): False,
+    **{("hyperplane_codes", bug): True for bug in (1, 2, 5)},
     ("segment_sum", 0): False,
     ("segment_sum", 1): True,
 }
-BETWEEN_BLOCKS = {"running_merge"}
+BETWEEN_BLOCKS = {"running_merge", "sort_numbers", "bucket_intervals"}
 RACE_CODE, RACE_OPTIONS = 66, "ignore_noninstrumented_modules=1 halt_on_error=1 history_size=4"
 
 
@@ -83,11 +87,12 @@ def run_cases(kind: str, name: str, bug: int, folder: str) -> None:
     dtype, tile = form.get(name, ("float32", None))
     # No compiler under the sanitizer's own library.
     preloaded = os.environ.pop("LD_PRELOAD")
-    kernel = f"{name}<float>" if tile is None else tile.kernel(dtype)
+    plain = name if name == "bucket_intervals" else f"{name}<float>"
+    kernel = plain if tile is None else tile.kernel(dtype)
     kernels = HostKernels(name, [kernel], Path(folder), ADDRESS if kind == "address" else THREAD)
     os.environ["LD_PRELOAD"] = preloaded
     if tile is None:
-        {"segment_sum": _run_sums, "running_merge": _run_merges}[name](kernels, bug)
+        WITHOUT_FORM[name](kernels, bug)
     else:
         _run_tiles(kernels, tile, dtype, bug)
 
@@ -126,6 +131,50 @@ def _run_merges(kernels, bug: int) -> None:
     launch, *merged = prepare(*states)
     kernels.run(launch, bug=bug)
     assert bug or error(*merged, *by_definition(*states)) < 1e-4
+
+
+def _run_numbers(kernels, bug: int) -> None:
+    import numpy as np
+
+    from scatterbrain_backends.cupy_.launches import sort_numbers
+
+    bucket, rank = np.arange(300) // 7, np.linspace(-3, 5, 300, dtype=np.float32)
+    number = np.zeros(300, np.int64)
+    kernels.run(sort_numbers(bucket, rank, number), bug=bug)
+    assert (np.diff(number) > 0).all()
+
+
+def _run_intervals(kernels, bug: int) -> None:
+    import numpy as np
+
+    from scatterbrain_backends.cupy_.launches import bucket_intervals
+
+    keys, queries = np.arange(300) // 7 << 32, np.arange(410)[::-1] // 9 << 32
+    found = np.zeros((3, len(queries)), np.int64)
+    kernels.run(bucket_intervals(keys, queries, *found), bug=bug)
+    np.testing.assert_array_equal(found[0], np.searchsorted(keys, queries))
+    np.testing.assert_array_equal(found[1], np.searchsorted(keys, queries, "right"))
+
+
+def _run_codes(kernels, bug: int) -> None:
+    import numpy as np
+
+    from scatterbrain_backends.cupy_.launches import hyperplane_codes
+
+    rng = np.random.default_rng(1)
+    x, directions = (rng.standard_normal((n, 70)).astype(np.float32) for n in (70, 10))
+    code, projection = np.zeros(70, np.int64), np.zeros(70, np.float32)
+    kernels.run(hyperplane_codes(x, directions, code, projection, n_bits=9), bug=bug)
+    np.testing.assert_array_equal(code, (x @ directions[:9].T >= 0) @ 2 ** np.arange(9)[::-1])
+
+
+WITHOUT_FORM = {
+    "segment_sum": _run_sums,
+    "running_merge": _run_merges,
+    "sort_numbers": _run_numbers,
+    "bucket_intervals": _run_intervals,
+    "hyperplane_codes": _run_codes,
+}
 
 
 if __name__ == "__main__":

@@ -58,6 +58,9 @@ def test_tensors_of_the_cpu_go_to_no_kernel(rng, monkeypatch):
     assert backend.tile_partial(visits, lambda: "generic") == "generic"
     ref, acc = torch.zeros(2, 1), torch.ones(2, 1, 1)
     assert backend.running_merge(ref, acc, torch.asarray([0, 0]), lambda: "generic") == "generic"
+    whole = torch.zeros(2, dtype=torch.int64)
+    assert backend.sort_jointly(whole, whole, ref[:, 0], ref[:, 0], lambda: "generic") == "generic"
+    assert backend.hyperplane_codes(ref, ref, None, lambda: "generic") == "generic"
     total = backend.scatter_add(torch.zeros(3, 2), torch.asarray([2, 2]), torch.ones(2, 2))
     np.testing.assert_array_equal(total.numpy(), [[0, 0], [0, 0], [2, 2]])
 

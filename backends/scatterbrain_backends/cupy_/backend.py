@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
 import cupy
 
-from scatterbrain_backends.cupy_ import run
+from scatterbrain_backends.cupy_ import hashes, run, states
 from scatterbrain_backends.cupy_.forms import C_TYPES
-from scatterbrain_backends.cupy_.launches import CHUNK_ELEMENTS, dtype_name
+from scatterbrain_backends.cupy_.launches import CHUNK_ELEMENTS, Runner, dtype_name
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.sparse_correction import Visits
+from scatterbrain_core.tiles import Sorted
 
 
 class CupyBackend(Backend):
@@ -44,14 +44,36 @@ class CupyBackend(Backend):
 
     def tile_partial(self, visits: Visits, generic: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
         """By the kernel where it takes such visits, else by array-API code."""
-        empty = partial(cupy.empty, dtype=visits.pairs.query.dtype)
-        found = run.tile_partial(self.xp, visits, cupy.ascontiguousarray, empty)
+        found = run.tile_partial(self.xp, visits, _runner())
         return generic() if found is None else found
 
     def running_merge(
         self, ref: Any, acc: Any, segment: Any, generic: Callable[[], tuple[Any, Any]]
     ) -> tuple[Any, Any]:
         """By the kernel, one thread a row and column of a segment; else by array-API code."""
-        empty = partial(cupy.empty, dtype=acc.dtype)
-        found = run.running_merge(ref, acc, segment, cupy.ascontiguousarray, empty)
+        found = states.running_merge(self.xp, ref, acc, segment, _runner())
         return generic() if found is None else found
+
+    def sort_jointly(
+        self,
+        key_bucket: Any,
+        query_bucket: Any,
+        key_rank: Any,
+        query_rank: Any,
+        generic: Callable[[], Sorted],
+    ) -> Sorted:
+        """One sort of keys and one of queries, each by a number of bucket and rank, where these fit."""
+        buckets, ranks = (key_bucket, query_bucket), (key_rank, query_rank)
+        found = hashes.sort_jointly(self.xp, buckets, ranks, _runner())
+        return generic() if found is None else found
+
+    def hyperplane_codes(
+        self, x: Any, normals: Any, direction: Any, generic: Callable[[], tuple[Any, Any]]
+    ) -> tuple[Any, Any]:
+        """By the kernel, in one pass over `x`; else by array-API code."""
+        found = hashes.hyperplane_codes(self.xp, x, normals, direction, _runner())
+        return generic() if found is None else found
+
+
+def _runner() -> Runner:
+    return Runner(run.run, cupy.ascontiguousarray, cupy.empty)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +41,39 @@ class Launch:
     shared_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Runner:
+    """How kernels run on the arrays of a library.
+
+    Attributes
+    ----------
+    run : callable
+        Runs a launch.
+    as_own : callable
+        An array of the library as one that a launch takes, contiguous, and of the same memory where the
+        former is contiguous.
+    empty : callable
+        A new contiguous array of the library, from its shape and dtype.
+    """
+
+    run: Callable[[Launch], None]
+    as_own: Callable[[Any], Any]
+    empty: Callable[[tuple[int, ...], Any], Any]
+
+    def launch(self, prepare: Callable[..., Launch], *arrays: Any, **numbers: int) -> None:
+        """Run the launch that `prepare` makes of arrays of the library, and of numbers."""
+        self.run(prepare(*map(self.as_own, arrays), **numbers))
+
+
 # Elements of a temporary of generic code on such a device: launches cost more than its memory.
 CHUNK_ELEMENTS = 2**24
 # Threads of `running_merge`, and the most thread blocks side by side, by CUDA's own limits.
 MERGE_THREADS, MOST_BLOCKS_X, MOST_BLOCKS_Y = 256, 2**31 - 1, 2**16 - 1
+# Threads of the kernels that sort, each of which has a row.
+SORT_THREADS = 256
+C_TYPES_OF_RANKS = {"float32": "float", "int64": "Index"}
+# As in `hyperplane_codes`: rows of a thread block, and directions of a warp and in all.
+ROWS_OF_CODES, DIRECTIONS_OF_WARP, MOST_DIRECTIONS = 32, 4, 31
 # Threads of `segment_sum`, and how many of them stand side by side in a row.
 SUM_THREADS, SUM_COLUMNS = 256, 32
 
@@ -98,6 +127,36 @@ def running_merge(ref: Any, acc: Any, segment: Any, ref_out: Any, acc_out: Any) 
         (n, min(-(-rows * columns // MERGE_THREADS), MOST_BLOCKS_Y)),
         (MERGE_THREADS,),
         (ref, acc, segment, ref_out, acc_out, np.int64(n), np.int32(rows), np.int32(columns)),
+    )
+
+
+def sort_numbers(bucket: Any, rank: Any, number: Any) -> Launch:
+    """Launch of `sort_numbers`: a number for each row, in order of bucket and rank."""
+    n = len(bucket)
+    kernel = f"sort_numbers<{C_TYPES_OF_RANKS[dtype_name(rank)]}>"
+    arguments = (bucket, rank, number, np.int64(n))
+    return Launch("sort_numbers", kernel, (-(-n // SORT_THREADS),), (SORT_THREADS,), arguments)
+
+
+def bucket_intervals(keys: Any, queries: Any, start: Any, stop: Any, rank: Any) -> Launch:
+    """Launch of `bucket_intervals`: for each query its bucket's slots among the numbers of sorted keys."""
+    n_keys, n_queries = len(keys), len(queries)
+    arguments = (keys, queries, start, stop, rank, np.int64(n_keys), np.int64(n_queries))
+    grid = (-(-n_queries // SORT_THREADS),)
+    return Launch("bucket_intervals", "bucket_intervals", grid, (SORT_THREADS,), arguments)
+
+
+def hyperplane_codes(x: Any, directions: Any, code: Any, projection: Any, *, n_bits: int) -> Launch:
+    """Launch of `hyperplane_codes`: of vectors (..., D), by so many of the directions (n, D)."""
+    n_directions, dim = directions.shape
+    n_warps = -(-n_directions // DIRECTIONS_OF_WARP)
+    numbers = (np.int64(code.size), *map(np.int32, (dim, n_bits, n_directions)))
+    return Launch(
+        "hyperplane_codes",
+        f"hyperplane_codes<{C_TYPES[dtype_name(x)]}>",
+        (-(-code.size // ROWS_OF_CODES),),
+        (ROWS_OF_CODES, n_warps),
+        (x, directions, code, projection, *numbers),
     )
 
 

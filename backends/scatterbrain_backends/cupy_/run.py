@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import cupy
 
-from scatterbrain_backends.cupy_ import launches
-from scatterbrain_backends.cupy_.forms import C_TYPES
-from scatterbrain_backends.cupy_.launches import MOST_BLOCKS_X, Launch, dtype_name
+from scatterbrain_backends.cupy_.launches import Launch, Runner, segment_sum
 from scatterbrain_backends.cupy_.sources import OPTIONS, source
 from scatterbrain_backends.cupy_.tile_partial import inputs, is_taken, launch, tile_of
 from scatterbrain_core.sparse_correction import Visits
@@ -30,50 +27,26 @@ def scatter_add(total: Any, index: Any, rows: Any) -> None:
     numbers = cupy.arange(len(total), dtype=index.dtype)
     first, last = (cupy.searchsorted(index, numbers, side) for side in ("left", "right"))
     order, first, last = (x.astype(cupy.int64, copy=False) for x in (order, first, last))
-    run(launches.segment_sum(rows, order, first, last, total))
+    run(segment_sum(rows, order, first, last, total))
 
 
-def tile_partial(
-    xp: Any, visits: Visits, as_cupy: Callable[[Any], Any], empty: Callable[[tuple[int, ...]], Any]
-) -> tuple[Any, Any] | None:
+def tile_partial(xp: Any, visits: Visits, runner: Runner) -> tuple[Any, Any] | None:
     """Partial results of visits by the kernel, `ref` and `acc`; None where it does not take them.
 
     Parameters
     ----------
     xp : namespace
         Of the arrays in `visits`.
-    as_cupy : callable
-        One of these arrays as a contiguous CuPy array, of the same memory where it is contiguous.
-    empty : callable
-        A new array of the library, in the dtype of the queries.
     """
     tile = tile_of(visits, shared_bytes(), has_mma()) if is_taken(visits) else None
     if tile is None:
         return None
-    arrays = [as_cupy(x) for x in inputs(xp, visits)]
-    shape = tuple(visits.blocks.rows.shape)
-    ref, acc = empty(shape), empty((*shape, visits.weighted_value.shape[1]))
-    run(launch(tile, visits, [*arrays, as_cupy(ref), as_cupy(acc)], [x.data.ptr for x in arrays[:2]]))
-    return ref, acc
-
-
-def running_merge(
-    ref: Any, acc: Any, segment: Any, as_cupy: Callable[[Any], Any], empty: Callable[[tuple[int, ...]], Any]
-) -> tuple[Any, Any] | None:
-    """Running merges by the kernel, `ref` and `acc`; None where it does not take them.
-
-    Parameters
-    ----------
-    as_cupy, empty : callable
-        As of `tile_partial`; `empty` in the dtype of `acc`.
-    """
-    is_one_dtype = ref.dtype == acc.dtype and dtype_name(acc) in C_TYPES
-    if not is_one_dtype or 0 in acc.shape or len(acc) > MOST_BLOCKS_X:
-        return None
-    merged = empty(tuple(ref.shape)), empty(tuple(acc.shape))
-    segment = as_cupy(segment).astype(cupy.int64, copy=False)
-    run(launches.running_merge(as_cupy(ref), as_cupy(acc), segment, *map(as_cupy, merged)))
-    return merged
+    arrays = [runner.as_own(x) for x in inputs(xp, visits)]
+    shape, dtype = tuple(visits.blocks.rows.shape), visits.pairs.query.dtype
+    found = [runner.empty(s, dtype) for s in (shape, (*shape, visits.weighted_value.shape[1]))]
+    outputs = map(runner.as_own, found)
+    runner.run(launch(tile, visits, [*arrays, *outputs], [x.data.ptr for x in arrays[:2]]))
+    return found[0], found[1]
 
 
 @cupy.memoize(for_each_device=True)  # type: ignore[untyped-decorator]
