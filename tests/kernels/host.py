@@ -7,16 +7,24 @@ import hashlib
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from scatterbrain_backends.cupy_.launches import Launch
+from scatterbrain_backends.cupy_.launches import Launch, Runner
 from scatterbrain_backends.cupy_.sources import source
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
 ORDERS = {"forwards": 0, "backwards": 1, "random": 2}
-DTYPES = {"float": "float32", "double": "float64", "int": "int32", "bool": "bool", "long long": "int64"}
+DTYPES = {
+    "float": "float32",
+    "double": "float64",
+    "int": "int32",
+    "short": "int16",
+    "bool": "bool",
+    "long long": "int64",
+}
 COMMAND = ["-x", "c++", "-std=c++17", "-g", "-shared", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off"]
 QUIET = ["-Wno-attributes", "-Wno-unknown-pragmas", "-Wno-overflow"]
 
@@ -81,6 +89,30 @@ class HostKernels:
         function = getattr(self.library, f"shim_types_{number}")
         function.restype = ctypes.c_char_p
         return [text.rpartition(":")[0] for text in function().decode().split(";") if text]
+
+
+class HostRunner(Runner):
+    """NumPy arrays, and kernels on the CPU.
+
+    Parameters
+    ----------
+    kernels : dict
+        By their files' names.
+    bug_of : dict, optional
+        The bugs that are planted, by file.
+    how : keyword arguments
+        Of `HostKernels.run`.
+    """
+
+    def __init__(
+        self, kernels: dict[str, HostKernels], bug_of: dict[str, int] | None = None, **how: Any
+    ) -> None:
+        bug_of = bug_of or {}
+
+        def run(launch: Launch) -> None:
+            kernels[launch.source].run(launch, bug=bug_of.get(launch.source, 0), **how)
+
+        super().__init__(run, np.ascontiguousarray, lambda shape, dtype: np.full(shape, 77, dtype))
 
 
 def _checked(argument: object, type_: str) -> np.ndarray:

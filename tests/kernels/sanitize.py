@@ -26,6 +26,7 @@ RACES = {
     **{("tile_partial_half", bug): True for bug in (1, 2)},
     ("running_merge", 0): False,
     ("running_merge", 5): True,
+    ("half_rows", 0): False,
     ("sort_numbers", 0): False,
     ("bucket_intervals", 0): False,
     ("hyperplane_codes", 0): False,
@@ -33,7 +34,7 @@ RACES = {
     ("segment_sum", 0): False,
     ("segment_sum", 1): True,
 }
-BETWEEN_BLOCKS = {"running_merge", "sort_numbers", "bucket_intervals"}
+BETWEEN_BLOCKS = {"half_rows", "running_merge", "sort_numbers", "bucket_intervals"}
 RACE_CODE, RACE_OPTIONS = 66, "ignore_noninstrumented_modules=1 halt_on_error=1 history_size=4"
 
 
@@ -87,7 +88,7 @@ def run_cases(kind: str, name: str, bug: int, folder: str) -> None:
     dtype, tile = form.get(name, ("float32", None))
     # No compiler under the sanitizer's own library.
     preloaded = os.environ.pop("LD_PRELOAD")
-    plain = name if name == "bucket_intervals" else f"{name}<float>"
+    plain = INSTANTIATIONS.get(name, f"{name}<float>")
     kernel = plain if tile is None else tile.kernel(dtype)
     kernels = HostKernels(name, [kernel], Path(folder), ADDRESS if kind == "address" else THREAD)
     os.environ["LD_PRELOAD"] = preloaded
@@ -168,7 +169,21 @@ def _run_codes(kernels, bug: int) -> None:
     np.testing.assert_array_equal(code, (x @ directions[:9].T >= 0) @ 2 ** np.arange(9)[::-1])
 
 
+def _run_halves(kernels, bug: int) -> None:
+    import numpy as np
+
+    from kernels.cases import bits_of
+    from scatterbrain_backends.cupy_.launches import half_rows
+
+    x = np.random.default_rng(1).standard_normal((70, 8)).astype(np.float32)
+    rows = np.zeros((70, 8), np.int16)
+    kernels.run(half_rows(x, rows, dtype="float16", width=7, factor=1.0), bug=bug)
+    np.testing.assert_array_equal(rows, bits_of(x[:, :7], "float16"))
+
+
+INSTANTIATIONS = {"half_rows": "half_rows<Float16>", "bucket_intervals": "bucket_intervals"}
 WITHOUT_FORM = {
+    "half_rows": _run_halves,
     "segment_sum": _run_sums,
     "running_merge": _run_merges,
     "sort_numbers": _run_numbers,

@@ -8,7 +8,7 @@ import pytest
 from problems import draw_problem
 
 import scatterbrain_core as sb
-from kernels.host import COMPILER, ORDERS, HostKernels
+from kernels.host import COMPILER, ORDERS, HostKernels, HostRunner
 from scatterbrain_backends.cupy_ import hashes
 from scatterbrain_backends.cupy_.launches import MOST_DIRECTIONS, Runner
 from scatterbrain_backends.numpy_ import NumpyBackend
@@ -51,18 +51,6 @@ SHAPES = {
     "full": (65, 64, 24, 1),
     "most": (31, 33, 30, 1),
 }
-
-
-class HostRunner(Runner):
-    """NumPy arrays, and kernels on the CPU."""
-
-    def __init__(self, kernels, bug_of=None, **how):
-        bug_of = bug_of or {}
-
-        def run(launch):
-            kernels[launch.source].run(launch, bug=bug_of.get(launch.source, 0), **how)
-
-        super().__init__(run, np.ascontiguousarray, lambda shape, dtype: np.full(shape, 77, dtype))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from scatterbrain_backends.cupy_.forms import C_TYPES, Form
+from scatterbrain_backends.cupy_.forms import C_TYPES, C_TYPES_OF_HALF, Form
 
 
 def dtype_name(x: Any) -> str:
@@ -60,17 +60,17 @@ class Runner:
     as_own: Callable[[Any], Any]
     empty: Callable[[tuple[int, ...], Any], Any]
 
-    def launch(self, prepare: Callable[..., Launch], *arrays: Any, **numbers: int) -> None:
-        """Run the launch that `prepare` makes of arrays of the library, and of numbers."""
-        self.run(prepare(*map(self.as_own, arrays), **numbers))
+    def launch(self, prepare: Callable[..., Launch], *arrays: Any, **others: Any) -> None:
+        """Run the launch that `prepare` makes of arrays of the library, and of what else it takes."""
+        self.run(prepare(*map(self.as_own, arrays), **others))
 
 
 # Elements of a temporary of generic code on such a device: launches cost more than its memory.
 CHUNK_ELEMENTS = 2**24
 # Threads of `running_merge`, and the most thread blocks side by side, by CUDA's own limits.
 MERGE_THREADS, MOST_BLOCKS_X, MOST_BLOCKS_Y = 256, 2**31 - 1, 2**16 - 1
-# Threads of the kernels that sort, each of which has a row.
-SORT_THREADS = 256
+# Threads of the kernels of which each has a row, or two neighbours in it.
+ROW_THREADS = 256
 C_TYPES_OF_RANKS = {"float32": "float", "int64": "Index"}
 # As in `hyperplane_codes`: rows of a thread block, and directions of a warp and in all.
 ROWS_OF_CODES, DIRECTIONS_OF_WARP, MOST_DIRECTIONS = 32, 4, 31
@@ -85,7 +85,7 @@ def tile_partial(
     n_visits: int,
     n_excluded: tuple[int, int],
     is_aligned: bool,
-    factors: tuple[float, ...] = (),
+    more: Sequence[Any] = (),
 ) -> Launch:
     """Launch of `tile_partial` or `tile_partial_half`.
 
@@ -100,9 +100,9 @@ def tile_partial(
     n_excluded : tuple of int
         Tables whose pairs are left out, and intervals of a query row in each.
     is_aligned : bool
-        Whether rows of queries and keys may be read 16 bytes at a time.
-    factors : tuple of float
-        Of `tile_partial_half`, as its file lists them.
+        Whether rows of floats may be read 16 bytes at a time.
+    more : sequence
+        Further arguments of `tile_partial_half`, as its file lists them.
     """
     query, key, value, rows = arrays[0], arrays[1], arrays[2], arrays[6]
     n_blocks, size = rows.shape
@@ -113,8 +113,21 @@ def tile_partial(
         tile.kernel(dtype),
         (n_blocks, -(-size // tile.queries)),
         (tile.threads,),
-        (*arrays, *scalars, *map(np.float32, factors)),
+        (*arrays, *scalars, *more),
         tile.shared_bytes(dtype),
+    )
+
+
+def half_rows(x: Any, rows: Any, *, dtype: str, width: int, factor: float) -> Launch:
+    """Launch of `half_rows`: `width` columns of `x` (n, ·) times a factor, into `rows` (n, stride)."""
+    n, stride = rows.shape
+    numbers = (np.int64(n), *map(np.int32, (x.shape[1], width, stride)), np.float32(factor))
+    return Launch(
+        "half_rows",
+        f"half_rows<{C_TYPES_OF_HALF[dtype]}>",
+        (-(-n * stride // (2 * ROW_THREADS)),),
+        (ROW_THREADS,),
+        (x, rows, *numbers),
     )
 
 
@@ -135,15 +148,15 @@ def sort_numbers(bucket: Any, rank: Any, number: Any) -> Launch:
     n = len(bucket)
     kernel = f"sort_numbers<{C_TYPES_OF_RANKS[dtype_name(rank)]}>"
     arguments = (bucket, rank, number, np.int64(n))
-    return Launch("sort_numbers", kernel, (-(-n // SORT_THREADS),), (SORT_THREADS,), arguments)
+    return Launch("sort_numbers", kernel, (-(-n // ROW_THREADS),), (ROW_THREADS,), arguments)
 
 
 def bucket_intervals(keys: Any, queries: Any, start: Any, stop: Any, rank: Any) -> Launch:
     """Launch of `bucket_intervals`: for each query its bucket's slots among the numbers of sorted keys."""
     n_keys, n_queries = len(keys), len(queries)
     arguments = (keys, queries, start, stop, rank, np.int64(n_keys), np.int64(n_queries))
-    grid = (-(-n_queries // SORT_THREADS),)
-    return Launch("bucket_intervals", "bucket_intervals", grid, (SORT_THREADS,), arguments)
+    grid = (-(-n_queries // ROW_THREADS),)
+    return Launch("bucket_intervals", "bucket_intervals", grid, (ROW_THREADS,), arguments)
 
 
 def hyperplane_codes(x: Any, directions: Any, code: Any, projection: Any, *, n_bits: int) -> Launch:

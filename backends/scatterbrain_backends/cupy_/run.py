@@ -6,9 +6,10 @@ from typing import Any
 
 import cupy
 
+from scatterbrain_backends.cupy_.forms import HalfTile
 from scatterbrain_backends.cupy_.launches import Launch, Runner, segment_sum
 from scatterbrain_backends.cupy_.sources import OPTIONS, source
-from scatterbrain_backends.cupy_.tile_partial import inputs, is_taken, launch, tile_of
+from scatterbrain_backends.cupy_.tile_partial import half_rows, inputs, is_taken, launch, tile_of
 from scatterbrain_core.sparse_correction import Visits
 
 LEAST_CAPABILITY_OF_MMA = 80
@@ -44,8 +45,9 @@ def tile_partial(xp: Any, visits: Visits, runner: Runner) -> tuple[Any, Any] | N
     arrays = [runner.as_own(x) for x in inputs(xp, visits)]
     shape, dtype = tuple(visits.blocks.rows.shape), visits.pairs.query.dtype
     found = [runner.empty(s, dtype) for s in (shape, (*shape, visits.weighted_value.shape[1]))]
-    outputs = map(runner.as_own, found)
-    runner.run(launch(tile, visits, [*arrays, *outputs], [x.data.ptr for x in arrays[:2]]))
+    halves = half_rows(xp, visits, runner) if isinstance(tile, HalfTile) else []
+    outputs, halves = ([runner.as_own(x) for x in xs] for xs in (found, halves))
+    runner.run(launch(tile, visits, [*arrays, *outputs], [x.data.ptr for x in arrays[:2]], halves))
     return found[0], found[1]
 
 
