@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ DTYPES = {
     "long long": "int64",
 }
 COMMAND = ["-x", "c++", "-std=c++17", "-g", "-shared", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off"]
+ONE_LAUNCH = threading.Lock()  # what is compiled has one device's state
 QUIET = ["-Wno-attributes", "-Wno-unknown-pragmas", "-Wno-overflow"]
 
 
@@ -72,7 +74,6 @@ class HostKernels:
 
     def run(self, launch: Launch, order: str = "forwards", seed: int = 0, bug: int = 0) -> None:
         """Run a launch with the threads in some order; raise where it would hang or was called wrongly."""
-        ctypes.c_int.in_dll(self.library, "planted").value = bug
         number = self.names.index(launch.kernel)
         types = self._types(number)
         if len(types) != len(launch.arguments):
@@ -82,8 +83,10 @@ class HostKernels:
         shape = [*(*launch.grid, 1, 1)[:3], *(*launch.block, 1, 1)[:3]]
         function = getattr(self.library, f"shim_launch_{number}")
         smem, turn = ctypes.c_size_t(launch.shared_bytes), ctypes.c_int(ORDERS[order])
-        if function((ctypes.c_uint * 6)(*shape), smem, addresses, turn, ctypes.c_uint64(seed)):
-            raise RuntimeError(self.library.shim_error().decode())
+        with ONE_LAUNCH:
+            ctypes.c_int.in_dll(self.library, "planted").value = bug
+            if function((ctypes.c_uint * 6)(*shape), smem, addresses, turn, ctypes.c_uint64(seed)):
+                raise RuntimeError(self.library.shim_error().decode())
 
     def _types(self, number: int) -> list[str]:
         function = getattr(self.library, f"shim_types_{number}")
