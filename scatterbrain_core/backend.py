@@ -157,6 +157,31 @@ class Backend:
         """
         return generic()
 
+    def running_merge(
+        self,
+        ref: Array,  # noqa: ARG002
+        acc: Array,  # noqa: ARG002
+        segment: Array,  # noqa: ARG002
+        generic: Callable[[], tuple[Array, Array]],
+    ) -> tuple[Array, Array]:
+        """Running merges of partial results along the first axis, afresh in every segment: causal states.
+
+        Parameters
+        ----------
+        ref : array, shape (n, m)
+        acc : array, shape (n, m, Dv + 1)
+        segment : array of int, shape (n,)
+            Equal numbers stand together.
+        generic : callable
+            Gives the result by array-API code.
+
+        Returns
+        -------
+        ref, acc : array
+            Of the same shapes. The order of the sums depends on a place within its segment alone.
+        """
+        return generic()
+
     def sort_jointly(
         self,
         key_bucket: Array,  # noqa: ARG002
@@ -170,7 +195,8 @@ class Backend:
         Parameters
         ----------
         key_bucket, key_rank : array, shape (n_keys,)
-            Ints that are not negative, and ints or floats; a key stands before a query of its own rank.
+            Ints that are not negative; and floats, or positions from 0 on, below the number of rows. A key
+            stands before a query of its own rank.
         query_bucket, query_rank : array, shape (n_queries,)
         generic : callable
             Gives the result by array-API code.
@@ -227,6 +253,34 @@ class Backend:
             In order of their first slots.
         generic : callable
             Gives the result by array-API code.
+        """
+        return generic()
+
+    def hyperplane_codes(
+        self,
+        x: Array,  # noqa: ARG002
+        normals: Array,  # noqa: ARG002
+        direction: Array | None,  # noqa: ARG002
+        generic: Callable[[], tuple[Array, Array | None]],
+    ) -> tuple[Array, Array | None]:
+        """Codes of vectors, and what large buckets are cut along, both equal for equal vectors.
+
+        Parameters
+        ----------
+        x : array, shape (..., D)
+        normals : array, shape (K, D)
+            Of the hyperplanes, K at most 24.
+        direction : array, shape (D,), or None
+            None where no bucket is cut.
+        generic : callable
+            Gives the result by array-API code.
+
+        Returns
+        -------
+        code : array of int, shape (...)
+            A bit a normal, the first the highest: whether the product with it is at least 0.
+        projection : array, shape (...), or None
+            Products with the direction.
         """
         return generic()
 

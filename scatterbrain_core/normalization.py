@@ -97,7 +97,7 @@ def running_merge(backend: Backend, parts: Partial, segment: Array, longest: int
     """Inclusive running merge along the first axis, starting afresh in every segment.
 
     The order of the sums depends on a part's place within its segment alone, so what comes later, or
-    stands in another segment, changes no bit (a scan in log2(longest) vectorised steps).
+    stands in another segment, changes no bit.
 
     Parameters
     ----------
@@ -108,6 +108,17 @@ def running_merge(backend: Backend, parts: Partial, segment: Array, longest: int
     longest : int
         Length of the longest segment.
     """
+
+    def generic() -> tuple[Array, Array]:
+        merged = _merged_by_doubling(backend, parts, segment, longest)
+        return merged.ref, merged.acc
+
+    ref, acc = backend.running_merge(parts.ref, parts.acc, segment, generic)
+    return Partial(ref, acc)
+
+
+def _merged_by_doubling(backend: Backend, parts: Partial, segment: Array, longest: int) -> Partial:
+    """The same in log2(longest) vectorised steps."""
     xp = backend.xp
     for step in (2**i for i in range(max(longest - 1, 0).bit_length())):
         same = (segment[step:] == segment[:-step])[:, None]

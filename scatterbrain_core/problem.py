@@ -34,6 +34,13 @@ class HalfPrecision:
     dtype: str
     query_factor: float
     key_factor: float
+    _kept: dict[str, tuple[Array, Any]] = field(init=False, default_factory=dict, repr=False, compare=False)
+
+    def once(self, name: str, rows: Array, function: Callable[[], T]) -> T:
+        """What `function` makes of these rows, kept until other ones are asked for by this name."""
+        if name not in self._kept or self._kept[name][0] is not rows:
+            self._kept[name] = rows, function()
+        return self._kept[name][1]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from scatterbrain_core.estimator import Projections
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.sparse_correction import Visits
+from scatterbrain_core.tiles import Sorted
 
 
 class TorchBackend(Backend):
@@ -77,6 +78,36 @@ class TorchBackend(Backend):
         """By CuPy's kernel on CUDA where nothing is differentiated and CuPy is installed."""
         kernels = _kernels(visits.pairs.query, visits.pairs.key, visits.weighted_value)
         found = None if kernels is None else kernels.tile_partial(self.xp, visits)
+        return generic() if found is None else found
+
+    def running_merge(
+        self, ref: Any, acc: Any, segment: Any, generic: Callable[[], tuple[Any, Any]]
+    ) -> tuple[Any, Any]:
+        """By CuPy's kernel on CUDA, as `tile_partial`."""
+        kernels = _kernels(ref, acc)
+        found = None if kernels is None else kernels.running_merge(self.xp, ref, acc, segment)
+        return generic() if found is None else found
+
+    def sort_jointly(
+        self,
+        key_bucket: Any,
+        query_bucket: Any,
+        key_rank: Any,
+        query_rank: Any,
+        generic: Callable[[], Sorted],
+    ) -> Sorted:
+        """By CuPy's kernels around Torch's own sort on CUDA, as `tile_partial`."""
+        buckets, ranks = (key_bucket, query_bucket), (key_rank, query_rank)
+        kernels = _kernels(*buckets, *ranks)
+        found = None if kernels is None else kernels.sort_jointly(self.xp, buckets, ranks)
+        return generic() if found is None else found
+
+    def hyperplane_codes(
+        self, x: Any, normals: Any, direction: Any, generic: Callable[[], tuple[Any, Any]]
+    ) -> tuple[Any, Any]:
+        """By CuPy's kernel on CUDA, as `tile_partial`."""
+        kernels = _kernels(x, normals)
+        found = None if kernels is None else kernels.hyperplane_codes(self.xp, x, normals, direction)
         return generic() if found is None else found
 
 

@@ -4,8 +4,9 @@ Times `sb.attention` on CuPy arrays and on Torch CUDA tensors beside Torch's own
 its flash kernel), in one run, up to 524288 keys: medians of CUDA events, after a call to warm up; beside each
 time its error against exact attention in float64 (of some rows of each head) and its memory at the peak.
 Before that the tile kernels alone, beside the arithmetic (on tensor cores for half precision) and the
-bandwidth that the device was measured to have. Writes JSON after every measurement and a plot at the end. It
-needs a CUDA device, CuPy and Torch, and says so where one is missing.
+bandwidth that the device was measured to have, and the other kernels beside that bandwidth and generic code.
+Writes JSON after every measurement and a plot at the end. It needs a CUDA device, CuPy and Torch, and says so
+where one is missing.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from benchmarks.gpu import record as to_file
 
     found = to_file.header(options.commit, {k: str(v) for k, v in vars(options).items()})
-    found |= {"calls": [], "tiles": []}
+    found |= {"calls": [], "tiles": [], "passes": []}
     print(f"{found['device']}, driver {found['driver']}, commit {found['commit']}")
     if not options.no_tiles:
-        _measure_tiles(options, found)
+        _measure_kernels(options, found)
     if not options.no_calls:
         _measure_calls(options, found)
         if find_spec("matplotlib"):
@@ -55,7 +56,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=10.0,
         help="a call measured longer is left out at larger lengths",
     )
-    parser.add_argument("--no-tiles", action="store_true", help="leave out the kernel alone")
+    parser.add_argument("--no-tiles", action="store_true", help="leave out the kernels alone")
     parser.add_argument("--no-calls", action="store_true", help="leave out the public calls")
     parser.add_argument("--commit", help="where there is no git to ask")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -79,9 +80,9 @@ def _missing() -> str | None:
     return None
 
 
-def _measure_tiles(options: argparse.Namespace, found: dict[str, Any]) -> None:
-    from benchmarks.gpu import tiles
-    from benchmarks.gpu.record import tile_line, write
+def _measure_kernels(options: argparse.Namespace, found: dict[str, Any]) -> None:
+    from benchmarks.gpu import passes, tiles
+    from benchmarks.gpu.record import pass_line, tile_line, write
 
     found["ceilings"] = tiles.ceilings()
     flops = ", ".join(f"{dtype} {x / 1e12:.1f}" for dtype, x in found["ceilings"]["flops"].items())
@@ -89,6 +90,10 @@ def _measure_tiles(options: argparse.Namespace, found: dict[str, Any]) -> None:
     for tile in tiles.measure(found["ceilings"]):
         found["tiles"].append(tile)
         print(tile_line(tile), flush=True)
+        write(options.output, found)
+    for one in passes.measure(found["ceilings"]["bytes"]):
+        found["passes"].append(one)
+        print(pass_line(one), flush=True)
         write(options.output, found)
 
 

@@ -69,6 +69,13 @@ def tile_line(tile: dict[str, Any]) -> str:
     return f"{what} {tile['milliseconds']:>8.3f} ms  of its floor {tile['share_of_floor']:.2f} ({shares})"
 
 
+def pass_line(found: dict[str, Any]) -> str:
+    """One measured pass, in words."""
+    times = f"{found['milliseconds']:>9.3f} ms, generic code {found['generic_milliseconds']:>9.3f} ms"
+    what = f"{found['pass']:<16} n = {found['length']:>7}"
+    return f"{what} {times}, of its floor of bytes {found['bandwidth_share']:.2f}"
+
+
 def draw(path: Path, record: dict[str, Any]) -> None:
     """Time and error by length, a line a library, dtype and method."""
     import matplotlib as mpl

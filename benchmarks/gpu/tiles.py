@@ -13,7 +13,8 @@ from benchmarks.gpu.devices import DTYPES as TORCH_DTYPES
 from benchmarks.gpu.devices import OnCupy, OnTorch, median_milliseconds
 from scatterbrain_backends.cupy_ import run
 from scatterbrain_backends.cupy_.forms import Form, HalfTile, Tile, all_tiles
-from scatterbrain_backends.cupy_.tile_partial import inputs, launch
+from scatterbrain_backends.cupy_.launches import Runner
+from scatterbrain_backends.cupy_.tile_partial import half_rows, inputs, launch
 from scatterbrain_core.problem import HalfPrecision
 from scatterbrain_core.rows import Pairs, exact_weights
 from scatterbrain_core.sparse_correction import Visits
@@ -40,7 +41,7 @@ HALF_CANDIDATES = (
 REPEATS = 10
 
 
-# What is multiplied, in which tiles; half precision has float32 arrays, as the core hands them over.
+# What is multiplied, in which tiles; half precision has queries in float32, as the core hands them over.
 DTYPES = ("float32", "float16", "bfloat16")
 FACTOR = 0.3  # of queries and of keys of half precision, which leaves them so no longer
 
@@ -117,7 +118,9 @@ def _record(visits: Visits, tile: Form, ceiling: dict[str, Any], length: int) ->
     arrays = [cupy.ascontiguousarray(x) for x in inputs(xp, visits)]
     ref = cupy.empty(visits.blocks.rows.shape, dtype=cupy.float32)
     acc = cupy.empty((*ref.shape, visits.weighted_value.shape[1]), dtype=cupy.float32)
-    launched = launch(tile, visits, [*arrays, ref, acc], [x.data.ptr for x in arrays[:2]])
+    runner = Runner(run.run, cupy.ascontiguousarray, cupy.empty)
+    halves = half_rows(xp, visits, runner) if isinstance(tile, HalfTile) else []
+    launched = launch(tile, visits, [*arrays, ref, acc], [x.data.ptr for x in arrays[:2]], halves)
     try:
         run.run(launched)
         milliseconds, _ = median_milliseconds(OnCupy(), lambda: run.run(launched), REPEATS, 2)
@@ -129,13 +132,15 @@ def _record(visits: Visits, tile: Form, ceiling: dict[str, Any], length: int) ->
 def _floors(visits: Visits, length: int, seconds: float, ceiling: dict[str, Any]) -> dict[str, float]:
     """Least times by arithmetic and by bytes, each row read once a block, and the share of the larger.
 
+    Keys and values of half precision are read as such; to make them so is not counted.
     The arithmetic is that of two products, though weights of half precision are multiplied in two terms.
     """
     dim, columns = visits.pairs.query.shape[1], visits.weighted_value.shape[1]
     n_rows, n_keys = BLOCKS * SIZE, BLOCKS * length
     flops = 2 * BLOCKS * SIZE * length * (dim + columns)
-    moved = 4 * (n_rows * (dim + columns + 1) + n_keys * (dim + columns)) + 8 * (3 * n_rows + n_keys)
     half = visits.pairs.half
+    of_key = 4 * (dim + columns) if half is None else 2 * (dim + columns - 1) + 4
+    moved = 4 * n_rows * (dim + columns + 1) + n_keys * of_key + 8 * (3 * n_rows + n_keys)
     peak = ceiling["flops"]["float32" if half is None else half.dtype]
     arithmetic, bytes_ = flops / peak, moved / ceiling["bytes"]
     return {

@@ -73,8 +73,8 @@ class Context:
         assert isinstance(hashing, Hashing)
         constant = problem.backend.stop_gradient
         query, key = constant(problem.query), constant(problem.key)
-        of_tables = [tuple(x[t, ...] for x in draws[:-1]) for t in range(draws[-1].shape[0])]
-        return [hashing.codes(problem.xp, of_table, query, key) for of_table in of_tables]
+        of_tables = [tuple(x[t, ...] for x in draws) for t in range(draws[-1].shape[0])]
+        return [hashing.hashed(problem.backend, x, query, key, is_cut=False)[0] for x in of_tables]
 
 
 def concat_tokens(context: Context, parts: list[Partial]) -> Partial:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from scatterbrain_core._checks import STATISTICS, set_count
 from scatterbrain_core._typing import Array, Namespace
+from scatterbrain_core.backend import Backend
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.sparse.support import Support
 from scatterbrain_core.tables import HashTable, Table
@@ -63,6 +64,22 @@ class Hashing(Support):
         draws : tuple of array
             Of this table, without the direction of its cuts.
         """
+
+    def hashed(
+        self, backend: Backend, draws: tuple[Array, ...], query: Array, key: Array, *, is_cut: bool
+    ) -> tuple[tuple[Array, Array], tuple[Array, Array] | None]:
+        """Codes in one table of queries and of keys, and what buckets are cut along, of both, if they are.
+
+        Parameters
+        ----------
+        draws : tuple of array
+            Of this table.
+        """
+        codes = self.codes(backend.xp, draws[:-1], query, key)
+        if not is_cut:
+            return codes, None
+        of_query, of_key = (along(backend.xp, x, draws[-1]) for x in (query, key))
+        return codes, (of_query, of_key)
 
     @abstractmethod
     def one_table_probability(self, xp: Namespace, query: Array, key: Array) -> Array:
@@ -155,17 +172,18 @@ class Hashing(Support):
         xp, constant = problem.xp, problem.backend.stop_gradient
         query, key, key_mask = constant(problem.query), constant(problem.key), problem.key_mask
         n_buckets = self.n_buckets
-        query_code, key_code = self.codes(xp, draws[:-1], query, key)
+        codes, cuts = self.hashed(problem.backend, draws, query, key, is_cut=not problem.is_causal)
+        query_code, key_code = codes
         if key_mask is not None:
             key_code = xp.where(key_mask, key_code, n_buckets)
             n_buckets *= 2
         head = integers(xp, key.shape[0], key)[:, None] * n_buckets
         key_bucket = xp.reshape(head + key_code, (-1,))
         query_bucket = xp.reshape(head + query_code, (-1,))
-        key_rank, query_rank = (
-            tuple(positions(xp, x.shape[0], x.shape[1], x) for x in (key, query))
-            if problem.is_causal
-            else tuple(xp.reshape(along(xp, x, draws[-1]), (-1,)) for x in (key, query))
+        query_rank, key_rank = (
+            (positions(xp, x.shape[0], x.shape[1], x) for x in (query, key))
+            if cuts is None
+            else (xp.reshape(x, (-1,)) for x in cuts)
         )
         joint = jointly_sorted(problem.backend, key_bucket, query_bucket, key_rank, query_rank)
         interval = _latest if problem.is_causal else _pieces

@@ -8,7 +8,8 @@ from typing import Any
 
 from scatterbrain_core._checks import set_count
 from scatterbrain_core._typing import Array, Namespace
-from scatterbrain_core.sparse.hashing import MAX_BITS, Hashing, angle, join_digits
+from scatterbrain_core.backend import Backend
+from scatterbrain_core.sparse.hashing import MAX_BITS, Hashing, along, angle, join_digits
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,21 @@ class RandomHyperplanes(Hashing):
         """Codes in one table: K signs as the digits of an int."""
         (normals,) = draws
         return self._code(xp, normals, query), self._code(xp, normals, key)
+
+    def hashed(
+        self, backend: Backend, draws: tuple[Array, ...], query: Array, key: Array, *, is_cut: bool
+    ) -> tuple[tuple[Array, Array], tuple[Array, Array] | None]:
+        """By the backend, which may take codes and projections in one pass."""
+        normals, direction = draws
+
+        def of_rows(x: Array) -> tuple[Array, Array | None]:
+            def generic() -> tuple[Array, Array | None]:
+                return self._code(backend.xp, normals, x), along(backend.xp, x, direction) if is_cut else None
+
+            return backend.hyperplane_codes(x, normals, direction if is_cut else None, generic)
+
+        (query_code, of_query), (key_code, of_key) = of_rows(query), of_rows(key)
+        return (query_code, key_code), None if of_query is None or of_key is None else (of_query, of_key)
 
     def _code(self, xp: Namespace, normals: Array, x: Array) -> Array:
         if not self.depth:

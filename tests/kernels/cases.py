@@ -8,9 +8,9 @@ import array_api_compat.numpy as xp
 import ml_dtypes
 import numpy as np
 
-from scatterbrain_backends.cupy_.forms import Form
+from scatterbrain_backends.cupy_.forms import Form, HalfTile
 from scatterbrain_backends.cupy_.launches import Launch
-from scatterbrain_backends.cupy_.tile_partial import inputs, launch
+from scatterbrain_backends.cupy_.tile_partial import half_stride, inputs, launch
 from scatterbrain_core.problem import HalfPrecision
 from scatterbrain_core.rows import Pairs, exact_weights, unit_weights
 from scatterbrain_core.sparse_correction import Visits
@@ -97,8 +97,25 @@ def prepare(visits: Visits, tile: Form) -> tuple[Launch, np.ndarray, np.ndarray]
     dtype = arrays[0].dtype
     ref = np.full(visits.blocks.rows.shape, np.nan, dtype)
     acc = np.full((*ref.shape, visits.weighted_value.shape[1]), np.nan, dtype)
-    launched = launch(tile, visits, [*arrays, ref, acc], [x.ctypes.data for x in arrays[:2]])
+    halves = rounded_rows(visits) if isinstance(tile, HalfTile) else []
+    launched = launch(tile, visits, [*arrays, ref, acc], [x.ctypes.data for x in arrays[:2]], halves)
     return launched, ref, acc
+
+
+def rounded_rows(visits: Visits) -> list[np.ndarray]:
+    """Keys and values in half precision, as bits: what `half_rows` makes, by NumPy."""
+    half, key, value = visits.pairs.half, visits.pairs.key, visits.weighted_value
+    return [
+        half.once("key", key, lambda: bits_of(key / np.float32(half.key_factor), half.dtype)),
+        half.once("value", value, lambda: bits_of(value[:, :-1], half.dtype)),
+    ]
+
+
+def bits_of(x: np.ndarray, dtype: str) -> np.ndarray:
+    """Rows rounded to half precision, padded to a stride of 16 bytes."""
+    bits = np.zeros((len(x), half_stride(x.shape[1])), np.int16)
+    bits[:, : x.shape[1]] = x.astype(HALVES[dtype]).view(np.int16)
+    return bits
 
 
 def by_definition(visits: Visits) -> tuple[np.ndarray, np.ndarray]:

@@ -6,18 +6,28 @@ import ctypes
 import hashlib
 import shutil
 import subprocess
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from scatterbrain_backends.cupy_.launches import Launch
+from scatterbrain_backends.cupy_.launches import Launch, Runner
 from scatterbrain_backends.cupy_.sources import source
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
 ORDERS = {"forwards": 0, "backwards": 1, "random": 2}
-DTYPES = {"float": "float32", "double": "float64", "int": "int32", "bool": "bool", "long long": "int64"}
+DTYPES = {
+    "float": "float32",
+    "double": "float64",
+    "int": "int32",
+    "short": "int16",
+    "bool": "bool",
+    "long long": "int64",
+}
 COMMAND = ["-x", "c++", "-std=c++17", "-g", "-shared", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off"]
+ONE_LAUNCH = threading.Lock()  # what is compiled has one device's state
 QUIET = ["-Wno-attributes", "-Wno-unknown-pragmas", "-Wno-overflow"]
 
 
@@ -64,7 +74,6 @@ class HostKernels:
 
     def run(self, launch: Launch, order: str = "forwards", seed: int = 0, bug: int = 0) -> None:
         """Run a launch with the threads in some order; raise where it would hang or was called wrongly."""
-        ctypes.c_int.in_dll(self.library, "planted").value = bug
         number = self.names.index(launch.kernel)
         types = self._types(number)
         if len(types) != len(launch.arguments):
@@ -74,13 +83,39 @@ class HostKernels:
         shape = [*(*launch.grid, 1, 1)[:3], *(*launch.block, 1, 1)[:3]]
         function = getattr(self.library, f"shim_launch_{number}")
         smem, turn = ctypes.c_size_t(launch.shared_bytes), ctypes.c_int(ORDERS[order])
-        if function((ctypes.c_uint * 6)(*shape), smem, addresses, turn, ctypes.c_uint64(seed)):
-            raise RuntimeError(self.library.shim_error().decode())
+        with ONE_LAUNCH:
+            ctypes.c_int.in_dll(self.library, "planted").value = bug
+            if function((ctypes.c_uint * 6)(*shape), smem, addresses, turn, ctypes.c_uint64(seed)):
+                raise RuntimeError(self.library.shim_error().decode())
 
     def _types(self, number: int) -> list[str]:
         function = getattr(self.library, f"shim_types_{number}")
         function.restype = ctypes.c_char_p
         return [text.rpartition(":")[0] for text in function().decode().split(";") if text]
+
+
+class HostRunner(Runner):
+    """NumPy arrays, and kernels on the CPU.
+
+    Parameters
+    ----------
+    kernels : dict
+        By their files' names.
+    bug_of : dict, optional
+        The bugs that are planted, by file.
+    how : keyword arguments
+        Of `HostKernels.run`.
+    """
+
+    def __init__(
+        self, kernels: dict[str, HostKernels], bug_of: dict[str, int] | None = None, **how: Any
+    ) -> None:
+        bug_of = bug_of or {}
+
+        def run(launch: Launch) -> None:
+            kernels[launch.source].run(launch, bug=bug_of.get(launch.source, 0), **how)
+
+        super().__init__(run, np.ascontiguousarray, lambda shape, dtype: np.full(shape, 77, dtype))
 
 
 def _checked(argument: object, type_: str) -> np.ndarray:

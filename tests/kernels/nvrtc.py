@@ -8,7 +8,8 @@ from functools import cache
 
 import pytest
 
-from scatterbrain_backends.cupy_.forms import C_TYPES, all_tiles
+from scatterbrain_backends.cupy_.forms import C_TYPES, C_TYPES_OF_HALF, all_tiles
+from scatterbrain_backends.cupy_.launches import C_TYPES_OF_RANKS
 from scatterbrain_backends.cupy_.sources import OPTIONS, source
 
 ARCHITECTURES = ("75", "80", "90")
@@ -16,6 +17,11 @@ KERNELS = {
     file: [tile.kernel(dtype) for dtype, tile in all_tiles() if tile.source == file]
     for file in ("tile_partial", "tile_partial_half")
 } | {
+    "half_rows": [f"half_rows<{type_}>" for type_ in C_TYPES_OF_HALF.values()],
+    "running_merge": [f"running_merge<{type_}>" for type_ in C_TYPES.values()],
+    "sort_numbers": [f"sort_numbers<{type_}>" for type_ in C_TYPES_OF_RANKS.values()],
+    "bucket_intervals": ["bucket_intervals"],
+    "hyperplane_codes": [f"hyperplane_codes<{type_}>" for type_ in C_TYPES.values()],
     "segment_sum": [f"segment_sum<{type_}>" for type_ in C_TYPES.values()],
 }
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kernels.cases import Case, error, make_visits, prepare
+from kernels.cases import Case, error, make_visits, prepare, rounded_rows
 from kernels.host import COMPILER, ORDERS, HostKernels
 from scatterbrain_backends.cupy_.forms import HalfTile, Tile, all_tiles, choose_tile
 from scatterbrain_backends.cupy_.launches import segment_sum
@@ -178,13 +178,19 @@ def behind(visits, n_rows):
         return more
 
     table, blocks, pairs = visits.intervals, visits.blocks, visits.pairs
-    return replace(
+    half = None if pairs.half is None else replace(pairs.half)
+    far = replace(
         visits,
         blocks=replace(blocks, rows=blocks.rows + n_rows * table.n_visits),
         intervals=Intervals(table.key_order + n_rows, moved(table.lo), moved(table.hi)),
-        pairs=replace(pairs, query=moved(pairs.query), key=moved(pairs.key)),
+        pairs=replace(pairs, query=moved(pairs.query), key=moved(pairs.key), half=half),
         weighted_value=moved(visits.weighted_value),
     )
+    if half is not None:
+        key, value = map(moved, rounded_rows(visits))
+        half.once("key", far.pairs.key, lambda: key)
+        half.once("value", far.weighted_value, lambda: value)
+    return far
 
 
 @pytest.mark.parametrize("kind", ["4 lanes", "float16"])

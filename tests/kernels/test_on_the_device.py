@@ -12,8 +12,10 @@ from oracle import oracle, relative_error
 from problems import draw_problem
 
 import scatterbrain_core as sb
+from kernels import merges
 from kernels.cases import HALVES, Case, error, make_visits
 from scatterbrain_backends.cupy_.forms import all_tiles
+from scatterbrain_core import tiles
 from scatterbrain_core.backend import Backend, backend_of
 from scatterbrain_core.sparse_correction import Visits, interval_partial
 from scatterbrain_core.tables import Intervals, Table
@@ -129,6 +131,87 @@ def test_every_form_of_a_tile(cupy, rng, monkeypatch):
         own = partial(on_device(make_library("cupy"), visits))
         off = error(visits, cupy.asnumpy(own.ref), cupy.asnumpy(own.acc))
         assert off <= TOLERANCE[dtype], (dtype, tile)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"lengths": (400, 1, 77)}, {"rows": 64, "columns": 65}, {"rows": 1, "columns": 1}]
+)
+def test_running_merges_are_those_of_the_definition(library, launched, rng, sizes, dtype):
+    states = merges.make_states(rng, **sizes, dtype=dtype)
+    there = library.arrays(*states)
+    backend = backend_of(x=there[1])
+    runs = [backend.running_merge(*there, never) for _ in range(2)]
+    assert launched == 2 * ["running_merge"]
+    (ref, acc), again = ([library.to_numpy(x) for x in found] for found in runs)
+    assert merges.error(ref, acc, *merges.by_definition(*states)) <= TOLERANCE[dtype]
+    for x, y in zip((ref, acc), again, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_running_merges_of_more_than_2_to_the_31_elements(cupy):
+    shape = (3, 2**15, 2**15 + 1)
+    if cupy.cuda.Device().mem_info[0] < 2.5 * 4 * np.prod(shape):
+        pytest.skip("30 GiB of the device are not free")
+    ref, acc = cupy.zeros(shape[:2], dtype="float32"), cupy.ones(shape, dtype="float32")
+    _, found = backend_of(x=acc).running_merge(ref, acc, cupy.zeros(3, dtype=int), lambda: (None, None))
+    assert (found == cupy.arange(1, 4, dtype="float32")[:, None, None]).all()
+
+
+def never():
+    pytest.fail("generic code")
+
+
+@pytest.mark.parametrize("ranks", ["float32", "float64", "int64"])
+def test_the_joint_sort_is_the_generic_one(library, launched, rng, ranks):
+    """Two numbers of 64 bits, which hold no rank of float64."""
+    n_keys, n_queries = 5000, 3000
+    buckets = [rng.integers(0, 40, n) for n in (n_keys, n_queries)]
+    values = [rng.integers(0, 3000, n) for n in (n_keys, n_queries)]
+    if ranks != "int64":
+        values = [((x - 1500) / 7).round().astype(ranks) for x in values]
+    there = library.arrays(*buckets, *values)
+    backend = backend_of(x=there[0])
+    own = tiles.jointly_sorted(backend, *there)
+    generic = tiles.sort_jointly(backend.xp, *there)
+    assert bool(launched) == (ranks != "float64")
+    for name, x in vars(generic).items():
+        np.testing.assert_array_equal(library.to_numpy(getattr(own, name)), library.to_numpy(x))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("n_bits", "dim"), [(0, 7), (5, 64), (24, 100)])
+def test_codes_are_those_of_numpy_but_near_zero(library, rng, dtype, n_bits, dim):
+    x = rng.standard_normal((2, 700, dim)).astype(dtype)
+    x[1] = x[0]
+    normals, (direction,) = (rng.standard_normal((n, dim)).astype(dtype) for n in (n_bits, 1))
+    backend = backend_of(x=library.asarray(x))
+    there = library.arrays(x, normals, direction)
+    code, projection = map(library.to_numpy, backend.hyperplane_codes(*there, never))
+    only, nothing = backend.hyperplane_codes(*there[:2], None, never) if n_bits else (there[0], None)
+    assert nothing is None
+    for found in (code, projection):
+        np.testing.assert_array_equal(found[0], found[1])
+    products = x.astype(np.float64) @ normals.T.astype(np.float64)
+    is_clear = (np.abs(products) > 1e-4).all(axis=-1)
+    expected = (products >= 0) @ 2 ** np.arange(n_bits)[::-1]
+    np.testing.assert_array_equal(code[is_clear], expected[is_clear])
+    if n_bits:
+        np.testing.assert_array_equal(library.to_numpy(only), code)
+    assert relative_error(projection, x @ direction) <= 1e-5
+
+
+def test_codes_of_more_than_2_to_the_31_elements(cupy, rng):
+    n, dim = 2**25 + 5, 64
+    if cupy.cuda.Device().mem_info[0] < 1.2 * 4 * n * dim:
+        pytest.skip("10 GiB of the device are not free")
+    normals = cupy.asarray(rng.standard_normal((3, dim)).astype("float32"))
+    x = cupy.zeros((n, dim), dtype="float32")
+    x[-2:] = normals[:2]
+    code, projection = backend_of(x=x).hyperplane_codes(x, normals[:2], normals[2], never)
+    expected = (normals[:2] @ normals.T).get()
+    np.testing.assert_array_equal(code[-2:].get(), (expected[:, :2] >= 0) @ [2, 1])
+    np.testing.assert_allclose(projection[-2:].get(), expected[:, 2], rtol=1e-4)
 
 
 @pytest.fixture

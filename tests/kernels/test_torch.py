@@ -12,10 +12,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import array_api_compat.torch as xp  # noqa: E402
 from torch.autograd import forward_ad  # noqa: E402
 
-from kernels.cases import Case, make_visits  # noqa: E402
+from kernels.cases import Case, make_visits, rounded_rows  # noqa: E402
+from kernels.host import COMPILER, HostKernels, HostRunner  # noqa: E402
 from scatterbrain_backends import torch_  # noqa: E402
+from scatterbrain_backends.cupy_ import hashes, states  # noqa: E402
+from scatterbrain_backends.cupy_.launches import Runner  # noqa: E402
+from scatterbrain_backends.cupy_.tile_partial import half_rows  # noqa: E402
+from scatterbrain_core import tiles  # noqa: E402
 
 
 def test_what_autograd_records_is_differentiated():
@@ -56,6 +62,11 @@ def test_tensors_of_the_cpu_go_to_no_kernel(rng, monkeypatch):
     tensors = type(visits.pairs)(*map(torch.asarray, (visits.pairs.query, visits.pairs.key)), None)
     visits = replace(visits, pairs=tensors, weighted_value=torch.asarray(visits.weighted_value))
     assert backend.tile_partial(visits, lambda: "generic") == "generic"
+    ref, acc = torch.zeros(2, 1), torch.ones(2, 1, 1)
+    assert backend.running_merge(ref, acc, torch.asarray([0, 0]), lambda: "generic") == "generic"
+    whole = torch.zeros(2, dtype=torch.int64)
+    assert backend.sort_jointly(whole, whole, ref[:, 0], ref[:, 0], lambda: "generic") == "generic"
+    assert backend.hyperplane_codes(ref, ref, None, lambda: "generic") == "generic"
     total = backend.scatter_add(torch.zeros(3, 2), torch.asarray([2, 2]), torch.ones(2, 2))
     np.testing.assert_array_equal(total.numpy(), [[0, 0], [0, 0], [2, 2]])
 
@@ -69,6 +80,43 @@ def test_tensors_of_a_device_that_need_a_gradient_go_to_no_kernel(monkeypatch):
     assert not looked_for
     torch_._kernels(there, there)
     assert looked_for
+
+
+@pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
+def test_tensors_are_handed_to_the_kernels_as_arrays_are(rng, tmp_path):
+    """What surrounds the launches, in Torch's own operations."""
+    names = {
+        "sort_numbers": "sort_numbers<float>",
+        "bucket_intervals": "bucket_intervals",
+        "hyperplane_codes": "hyperplane_codes<float>",
+        "running_merge": "running_merge<float>",
+        "half_rows": "half_rows<BFloat16>",
+    }
+    kernels = {name: HostKernels(name, [kernel], tmp_path) for name, kernel in names.items()}
+    run = HostRunner(kernels).run
+    runner = Runner(run, lambda x: x.contiguous().numpy(), lambda n, dtype: torch.empty(n, dtype=dtype))
+
+    buckets, ranks = ([torch.asarray(make(n)) for n in (40, 30)] for make in (np.arange, np.ones))
+    buckets, ranks = [x // 7 for x in buckets], [x.float() for x in ranks]
+    own = hashes.sort_jointly(xp, buckets, ranks, runner)
+    for name, x in vars(tiles.sort_jointly(xp, *buckets, *ranks)).items():
+        assert torch.equal(getattr(own, name), x)
+
+    x, normals = (torch.asarray(rng.standard_normal((n, 9)).astype("float32")) for n in (40, 4))
+    code, projection = hashes.hyperplane_codes(xp, x, normals[:3], normals[3], runner)
+    assert torch.equal(code, (x @ normals[:3].T >= 0).long() @ torch.asarray([4, 2, 1]))
+    torch.testing.assert_close(projection, x @ normals[3])
+
+    ref, acc = torch.zeros(4, 3), torch.ones(4, 3, 2)
+    _, merged = states.running_merge(xp, ref, acc, torch.asarray([1, 1, 1, 0]), runner)
+    assert merged[:, 0, 0].tolist() == [1, 2, 3, 1]
+
+    visits = make_visits(rng, Case(dtype="bfloat16"))
+    pairs = replace(visits.pairs, key=torch.asarray(visits.pairs.key))
+    there = replace(visits, pairs=pairs, weighted_value=torch.asarray(visits.weighted_value))
+    own = half_rows(xp, there, runner)
+    for x, expected in zip(own, rounded_rows(visits), strict=True):
+        np.testing.assert_array_equal(x.numpy(), expected)
 
 
 def test_cupy_is_not_imported_for_torch():

@@ -10,8 +10,10 @@ from typing import Any
 import cupy
 import torch
 
-from scatterbrain_backends.cupy_ import run
+from scatterbrain_backends.cupy_ import hashes, run, states
+from scatterbrain_backends.cupy_.launches import Runner
 from scatterbrain_core.sparse_correction import Visits
+from scatterbrain_core.tiles import Sorted
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,17 @@ def _on_stream_of(tensor: Any) -> Iterator[None]:
             yield
 
 
+@contextmanager
+def _runner_beside(tensor: Any) -> Iterator[Runner]:
+    """Kernels on Torch's stream of the tensor's device, and new tensors there."""
+
+    def empty(shape: tuple[int, ...], dtype: Any) -> Any:
+        return tensor.new_empty(shape, dtype=dtype)
+
+    with _on_stream_of(tensor):
+        yield Runner(run.run, _as_cupy, empty)
+
+
 def _as_cupy(tensor: Any) -> Any:
     return cupy.asarray(tensor.detach().contiguous())
 
@@ -47,8 +60,26 @@ def _as_cupy(tensor: Any) -> Any:
 def tile_partial(xp: Any, visits: Visits) -> tuple[Any, Any] | None:
     """Partial results of visits of tensors by the kernel; None where it does not take them."""
     query: Any = visits.pairs.query
-    with _on_stream_of(query):
-        return run.tile_partial(xp, visits, _as_cupy, lambda shape: query.new_empty(shape))
+    with _runner_beside(query) as runner:
+        return run.tile_partial(xp, visits, runner)
+
+
+def running_merge(xp: Any, ref: Any, acc: Any, segment: Any) -> tuple[Any, Any] | None:
+    """Running merges of tensors by the kernel; None where it does not take them."""
+    with _runner_beside(acc) as runner:
+        return states.running_merge(xp, ref, acc, segment, runner)
+
+
+def sort_jointly(xp: Any, buckets: tuple[Any, Any], ranks: tuple[Any, Any]) -> Sorted | None:
+    """Keys and queries sorted by bucket, then by rank; None where no number holds both."""
+    with _runner_beside(buckets[0]) as runner:
+        return hashes.sort_jointly(xp, buckets, ranks, runner)
+
+
+def hyperplane_codes(xp: Any, x: Any, normals: Any, direction: Any | None) -> tuple[Any, Any | None] | None:
+    """Codes of tensors, and their products with a direction; None where the kernel does not take them."""
+    with _runner_beside(x) as runner:
+        return hashes.hyperplane_codes(xp, x, normals, direction, runner)
 
 
 def scatter_add(total: Any, index: Any, rows: Any) -> Any:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import cupy
 
-from scatterbrain_backends.cupy_.launches import Launch, segment_sum
+from scatterbrain_backends.cupy_.forms import HalfTile
+from scatterbrain_backends.cupy_.launches import Launch, Runner, segment_sum
 from scatterbrain_backends.cupy_.sources import OPTIONS, source
-from scatterbrain_backends.cupy_.tile_partial import inputs, is_taken, launch, tile_of
+from scatterbrain_backends.cupy_.tile_partial import half_rows, inputs, is_taken, launch, tile_of
 from scatterbrain_core.sparse_correction import Visits
 
 LEAST_CAPABILITY_OF_MMA = 80
@@ -31,28 +31,24 @@ def scatter_add(total: Any, index: Any, rows: Any) -> None:
     run(segment_sum(rows, order, first, last, total))
 
 
-def tile_partial(
-    xp: Any, visits: Visits, as_cupy: Callable[[Any], Any], empty: Callable[[tuple[int, ...]], Any]
-) -> tuple[Any, Any] | None:
+def tile_partial(xp: Any, visits: Visits, runner: Runner) -> tuple[Any, Any] | None:
     """Partial results of visits by the kernel, `ref` and `acc`; None where it does not take them.
 
     Parameters
     ----------
     xp : namespace
         Of the arrays in `visits`.
-    as_cupy : callable
-        One of these arrays as a contiguous CuPy array, of the same memory where it is contiguous.
-    empty : callable
-        A new array of the library, in the dtype of the queries.
     """
     tile = tile_of(visits, shared_bytes(), has_mma()) if is_taken(visits) else None
     if tile is None:
         return None
-    arrays = [as_cupy(x) for x in inputs(xp, visits)]
-    shape = tuple(visits.blocks.rows.shape)
-    ref, acc = empty(shape), empty((*shape, visits.weighted_value.shape[1]))
-    run(launch(tile, visits, [*arrays, as_cupy(ref), as_cupy(acc)], [x.data.ptr for x in arrays[:2]]))
-    return ref, acc
+    arrays = [runner.as_own(x) for x in inputs(xp, visits)]
+    shape, dtype = tuple(visits.blocks.rows.shape), visits.pairs.query.dtype
+    found = [runner.empty(s, dtype) for s in (shape, (*shape, visits.weighted_value.shape[1]))]
+    halves = half_rows(xp, visits, runner) if isinstance(tile, HalfTile) else []
+    outputs, halves = ([runner.as_own(x) for x in xs] for xs in (found, halves))
+    runner.run(launch(tile, visits, [*arrays, *outputs], [x.data.ptr for x in arrays[:2]], halves))
+    return found[0], found[1]
 
 
 @cupy.memoize(for_each_device=True)  # type: ignore[untyped-decorator]

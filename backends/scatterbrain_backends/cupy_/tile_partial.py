@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from scatterbrain_backends.cupy_ import launches
 from scatterbrain_backends.cupy_.forms import Form, HalfTile, choose_tile
-from scatterbrain_backends.cupy_.launches import Launch, dtype_name
-from scatterbrain_backends.cupy_.launches import tile_partial as launch_of
+from scatterbrain_backends.cupy_.launches import Launch, Runner, dtype_name
 from scatterbrain_core.problem import HalfPrecision
 from scatterbrain_core.rows import exact_weights, unit_weights
 from scatterbrain_core.sparse_correction import Visits
 from scatterbrain_core.tables import Intervals, Table
 
 VECTOR_BYTES = 16
+HALVES_OF_VECTOR = VECTOR_BYTES // 2
 # Divided by smaller or larger factors, entries could leave float32 before they are of half precision again.
 LEAST_FACTOR, LARGEST_FACTOR = 2.0**-40, 2.0**40
 
@@ -91,25 +94,50 @@ def _bounds(tables: Sequence[Table]) -> tuple[list[Any], list[Any]]:
     return [table.lo for table in tables], [table.hi for table in tables]
 
 
-def launch(tile: Form, visits: Visits, arrays: Sequence[Any], addresses: Sequence[int]) -> Launch:
+def half_rows(xp: Any, visits: Visits, runner: Runner) -> list[Any]:
+    """Keys and values in half precision, as 16-bit integers, made once for all visits to these arrays."""
+    half, key, value = visits.pairs.half, visits.pairs.key, visits.weighted_value
+    assert half is not None
+    dtype = half.dtype
+
+    def rounded(x: Any, width: int, factor: float) -> Any:
+        rows = runner.empty((x.shape[0], half_stride(width)), xp.int16)
+        if 0 not in rows.shape:
+            runner.launch(launches.half_rows, x, rows, dtype=dtype, width=width, factor=factor)
+        return rows
+
+    return [
+        half.once("key", key, lambda: rounded(key, key.shape[1], 1 / half.key_factor)),
+        half.once("value", value, lambda: rounded(value, value.shape[1] - 1, 1.0)),
+    ]
+
+
+def half_stride(width: int) -> int:
+    """Columns of rows of half precision, which are read 16 bytes at a time."""
+    return -(-width // HALVES_OF_VECTOR) * HALVES_OF_VECTOR
+
+
+def launch(
+    tile: Form, visits: Visits, arrays: Sequence[Any], addresses: Sequence[int], halves: Sequence[Any] = ()
+) -> Launch:
     """Launch for the kernel's arrays, inputs and then outputs.
 
     Parameters
     ----------
     addresses : sequence of int
         Of query and key.
+    halves : sequence of array
+        Keys and values in half precision, for tiles of it.
     """
     n_excluded = len(visits.excluded), max((table.n_visits for table in visits.excluded), default=0)
     query = arrays[0]
     row_bytes = query.shape[1] * query.dtype.itemsize
     is_aligned = all(x % VECTOR_BYTES == 0 for x in (row_bytes, *addresses))
-    dtype, factors = _factors(visits) if isinstance(tile, HalfTile) else (dtype_name(query), ())
-    return launch_of(tile, dtype, arrays, visits.intervals.n_visits, n_excluded, is_aligned, factors)
-
-
-def _factors(visits: Visits) -> tuple[str, tuple[float, ...]]:
-    """The dtype that queries and keys have again times their factors, and the factor of its products."""
-    half = visits.pairs.half
+    half, numbers = visits.pairs.half, (visits.intervals.n_visits, n_excluded, is_aligned)
+    if not isinstance(tile, HalfTile):
+        return launches.tile_partial(tile, dtype_name(query), arrays, *numbers)
     assert half is not None
-    q, k = half.query_factor, half.key_factor
-    return half.dtype, (1 / q, 1 / k, q * k)
+    key, value = halves
+    factors = map(np.float32, (1 / half.query_factor, half.query_factor * half.key_factor))
+    more = (value, np.int32(key.shape[1]), np.int32(value.shape[1]), *factors)
+    return launches.tile_partial(tile, half.dtype, [query, key, *arrays[2:]], *numbers, more)

@@ -4,6 +4,7 @@
 
 struct Float16 {};
 struct BFloat16 {};
+typedef short HalfBits;  // 16 bits of either, in the arrays of libraries that may have no such dtype
 
 // Kernels that use it are compiled for other architectures too, and stop there.
 #if defined(CUDA_HOST_SHIM) || __CUDA_ARCH__ >= 800

@@ -3,7 +3,7 @@
 // each of its rows one group of neighbouring lanes, so that no sum depends on the order of the threads.
 //
 // How tiles stand in shared memory, and how products of them are taken, is a type P of the kernel:
-//   T                            of the arrays, logits and sums
+//   T, Input                     of logits, sums and arrays; the kernel's arguments, in which keys may be of another type
 //   TQ, TK, THREADS              places and slots of a tile; threads of a block
 //   LANES                        neighbouring lanes that share a row
 //   ROWS, SLOTS, COLUMNS         rows of a thread, and of each its slots and columns; ROWS * SLOTS <= 32
@@ -20,8 +20,8 @@
 // key_order (n_slots); lo, hi of visits, query row * n_visits + r; rows, filled (n_blocks, size); the tables whose
 // pairs are left out: slot (n_tables, n_keys), out_lo, out_hi (n_query_rows, n_tables, n_intervals);
 // ref (n_blocks, size), acc (n_blocks, size, n_columns).
-#define TILE_ARGUMENTS(T)                                                                                             \
-    const T *__restrict__ query, const T *__restrict__ key, const T *__restrict__ value,                              \
+#define TILE_ARGUMENTS(T, K)                                                                                          \
+    const T *__restrict__ query, const K *__restrict__ key, const T *__restrict__ value,                              \
         const Index *__restrict__ key_order, const Index *__restrict__ lo, const Index *__restrict__ hi,              \
         const Index *__restrict__ rows, const bool *__restrict__ filled, const Index *__restrict__ slot,              \
         const Index *__restrict__ out_lo, const Index *__restrict__ out_hi, T *__restrict__ ref, T *__restrict__ acc, \
@@ -30,9 +30,11 @@
     {query, key, value, key_order, lo, hi, rows, filled, slot, out_lo, out_hi, ref, acc, size, n_visits, dim,     \
      n_columns, n_tables, n_intervals, n_keys, is_aligned != 0}
 
-template <class T>
+template <class T, class K>
 struct Run {
-    const T *query, *key, *value;
+    const T* query;
+    const K* key;
+    const T* value;
     const Index *key_order, *lo, *hi, *rows;
     const bool* filled;
     const Index *slot, *out_lo, *out_hi;
@@ -108,7 +110,7 @@ struct Visits {
         : weight(room.take<typename P::T>(P::TK)), query_of(room.take<Index>(P::TQ)), from_of(room.take<Index>(P::TQ)),
           to_of(room.take<Index>(P::TQ)), keys_of(room.take<Index>(2 * P::TK)) {}
 
-    __device__ __forceinline__ void load(const Run<typename P::T>& run, Index first_place, int n_places) const {
+    __device__ __forceinline__ void load(const typename P::Input& run, Index first_place, int n_places) const {
         for (int place = threadIdx.x; place < P::TQ; place += P::THREADS) {
             const bool is_visit = place < n_places && (MUT == 8 || run.filled[first_place + place]);
             const Index visit = is_visit ? run.rows[first_place + place] : 0;
@@ -181,7 +183,7 @@ struct Rows {
         }
     }
 
-    __device__ __forceinline__ void write(const Run<T>& run, Index first_place, int n_places) const {
+    __device__ __forceinline__ void write(const typename P::Input& run, Index first_place, int n_places) const {
 #pragma unroll
         for (int i = 0; i < P::ROWS; i++) {
             const int place = P::row(i);
@@ -202,7 +204,7 @@ struct Rows {
 // Which of a thread's pairs stand in one of the tables that count them already; bit i * SLOTS + j.
 template <class P>
 __device__ __forceinline__ unsigned counted_before(const Index* query_of, const Index* key_of,
-                                                   const Run<typename P::T>& run) {
+                                                   const typename P::Input& run) {
     unsigned held = 0;
     for (int table = 0; table < run.n_tables; table++) {
         Index at[P::SLOTS];
@@ -229,7 +231,7 @@ __device__ __forceinline__ unsigned counted_before(const Index* query_of, const 
 
 // Add the tiles of slots from `origin` to `end` to the rows of every thread.
 template <class P>
-__device__ __forceinline__ void add_tiles(const Run<typename P::T>& run, const P& products, const Visits<P>& visits,
+__device__ __forceinline__ void add_tiles(const typename P::Input& run, const P& products, const Visits<P>& visits,
                                           Index origin, Index end, Rows<P>& rows) {
     constexpr int TK = P::TK;
     products.load_queries(run, visits.query_of);
@@ -261,7 +263,7 @@ __device__ __forceinline__ void add_tiles(const Run<typename P::T>& run, const P
 
 // A kernel, but for what its products need: a thread block's part of it.
 template <class P>
-__device__ __forceinline__ void run_tiles(const Run<typename P::T>& run, const P& products, Room& room) {
+__device__ __forceinline__ void run_tiles(const typename P::Input& run, const P& products, Room& room) {
     static_assert(32 % P::LANES == 0 && P::ROWS * P::SLOTS <= 32, "tile");
     const Visits<P> visits(room);
     const Index first_place = Index(blockIdx.x) * run.size + Index(blockIdx.y) * P::TQ;

@@ -19,6 +19,7 @@ struct Quads {
 template <class T_, int W, int ROWS_, int TK_, int TX>
 struct PlainProducts {
     typedef T_ T;
+    typedef Run<T, T> Input;
     static constexpr int ROWS = ROWS_, TK = TK_, TQ = TY * ROWS, THREADS = TY * TX, LANES = TX;
     static constexpr int SLOTS = TK / TX, COLUMNS = W / TX, GROUPS = COLUMNS / 4;
     static_assert(TK % TX == 0 && W % (4 * TX) == 0, "tile");
@@ -33,11 +34,11 @@ struct PlainProducts {
         : q{room.take<T>(TQ * (W + 4))}, k{room.take<T>(TK * (W + 4))}, v{room.take<T>(TK * (W + 4))},
           p{room.take<T>(TQ * (TK + 4))} {}
 
-    __device__ __forceinline__ void load_queries(const Run<T>& run, const Index* query_of) const {
+    __device__ __forceinline__ void load_queries(const Input& run, const Index* query_of) const {
         load_rows<W, THREADS>(q, run.query, query_of, TQ, run.dim, run.dim, run.is_aligned);
     }
 
-    __device__ __forceinline__ void load_keys(const Run<T>& run, const Index* key_of) const {
+    __device__ __forceinline__ void load_keys(const Input& run, const Index* key_of) const {
         load_rows<W, THREADS>(k, run.key, key_of, TK, run.dim, run.dim, run.is_aligned);
         load_rows<W, THREADS>(v, run.value, key_of, TK, run.n_columns - 1, run.n_columns, false);
     }
@@ -96,9 +97,9 @@ constexpr int blocks_at_a_time(int bytes, int width, int threads) {
 // T: of the arrays. W: columns of queries, keys and values, padded. ROWS: of a thread, so that a tile has TY * ROWS
 // places. TK: slots of a tile. TX: neighbouring lanes that share a row.
 template <class T, int W, int ROWS, int TK, int TX>
-__global__ void __launch_bounds__(TY* TX, blocks_at_a_time(sizeof(T), W, TY* TX)) tile_partial(TILE_ARGUMENTS(T)) {
+__global__ void __launch_bounds__(TY* TX, blocks_at_a_time(sizeof(T), W, TY* TX)) tile_partial(TILE_ARGUMENTS(T, T)) {
     DYNAMIC_SHARED(raw);
     Room room = {raw};
     const PlainProducts<T, W, ROWS, TK, TX> products(room);
-    run_tiles(Run<T> TILE_RUN, products, room);
+    run_tiles(Run<T, T> TILE_RUN, products, room);
 }

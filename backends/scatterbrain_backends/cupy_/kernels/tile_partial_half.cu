@@ -1,45 +1,77 @@
-// Tiles on tensor cores, for float arrays whose entries were of half precision before the scale was shared between
-// queries and keys: divided by their factors they are so again, exactly. A weight exp(logit - ref) is split in two
-// terms of half precision, so that sums are those of float to 2^-17 of a weight (bfloat16), and rounded once, later.
-// The denominator is summed in float.
+// Tiles on tensor cores, for arrays whose entries were of half precision before the scale was shared between queries
+// and keys: divided by their factors they are so again, exactly. Keys and values, which many tiles read, come as such
+// rows (half_rows.cu); queries come as floats, as those of a tile are often gathered for it alone. A weight
+// exp(logit - ref) is split in two terms of half precision, so that sums are those of float to 2^-17 of a weight
+// (bfloat16), and rounded once, later. The denominator is summed in float.
 #include "tile.cuh"
 #include "mma.cuh"
 
-// Rows of a tile times `factor`, two entries a word; 16 bytes more a row keep the rows of a matrix in banks apart.
-template <class H, int W>
+// Rows of a tile, two entries a word; 16 bytes more a row keep the rows of a matrix in banks apart.
+template <int W>
 struct Halves {
     static constexpr int STRIDE = W + 8;
     unsigned short* at;
+
+    __device__ __forceinline__ void put(int r, int c, const Four<unsigned>& x) const {
+        *reinterpret_cast<Four<unsigned>*>(at + r * STRIDE + c) = x;
+    }
+    __device__ __forceinline__ const void* get(int r, int c) const { return at + r * STRIDE + c; }
+};
+
+// The same, of floats times `factor`.
+template <class H, int W>
+struct Rounded : Halves<W> {
     float factor;
 
+    __device__ __forceinline__ Rounded(unsigned short* room, float factor) : Halves<W>{room}, factor(factor) {}
     __device__ __forceinline__ void put(int r, int c, float x) const {
-        at[r * STRIDE + c] = (unsigned short)packed<H>(x * factor, 0.f);
+        this->at[r * this->STRIDE + c] = (unsigned short)packed<H>(x * factor, 0.f);
     }
     __device__ __forceinline__ void put(int r, int c, const Four<float>& x) const {
         const Two words = {packed<H>(x.at[0] * factor, x.at[1] * factor),
                            packed<H>(x.at[2] * factor, x.at[3] * factor)};
-        *reinterpret_cast<Two*>(at + r * STRIDE + c) = words;
+        *reinterpret_cast<Two*>(this->at + r * this->STRIDE + c) = words;
     }
-    __device__ __forceinline__ const void* get(int r, int c) const { return at + r * STRIDE + c; }
 
     struct alignas(8) Two {
         unsigned at[2];
     };
 };
 
-struct Factors {
-    float query, key, scale;  // of queries and of keys to half precision, and of the products of these to logits
+// Rows of half precision into shared memory, 16 bytes at a time, row_of[r] < 0 and columns from `stride` on as zeros.
+template <int W, int THREADS>
+__device__ __forceinline__ void load_halves(const Halves<W>& to, const HalfBits* from, const Index* row_of, int n_rows,
+                                            int stride) {
+    constexpr int ROW = W / 8, AT_ONCE = THREADS / ROW;
+    if (threadIdx.x >= ROW * AT_ONCE) return;
+    const int c = threadIdx.x % ROW * 8;
+#pragma unroll 4
+    for (int r = threadIdx.x / ROW; r < n_rows; r += AT_ONCE) {
+        const Index row = row_of[r];
+        if ((MUT == 12 && c >= stride) || (MUT == 13 && row < 0)) continue;
+        Four<unsigned> x = {};
+        if (row >= 0 && c < stride) x = four(reinterpret_cast<const unsigned*>(from + start_of(row, stride) + c));
+        to.put(r, c, x);
+    }
+}
+
+struct Halved {
+    const HalfBits* value;
+    int key_stride, value_stride;
+    float query_factor, scale;  // of queries to half precision, and of its products to logits
 };
 
 // A warp has 16 rows of the tile, and its lanes share them as the products of mma.cuh do.
 template <class H, int W, int WARPS, int TK_>
 struct TensorProducts {
     typedef float T;
+    typedef Run<float, HalfBits> Input;
     static constexpr int ROWS = 2, TK = TK_, TQ = 16 * WARPS, THREADS = 32 * WARPS, LANES = 4;
     static constexpr int SLOTS = TK / LANES, COLUMNS = W / LANES;
     static_assert(TK % 16 == 0 && W % 16 == 0, "tile");
-    Halves<H, W> q, k, v;
-    float scale;
+    Rounded<H, W> q;
+    Halves<W> k, v;
+    Halved halved;
 
     __device__ static __forceinline__ int first_row() { return threadIdx.x / 32 * 16; }
     __device__ static __forceinline__ int row(int i) {
@@ -48,18 +80,17 @@ struct TensorProducts {
     __device__ static __forceinline__ int slot(int j) { return j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2; }
     __device__ static __forceinline__ int column(int c) { return slot(c); }
 
-    __device__ __forceinline__ TensorProducts(Room& room, const Factors& factors)
-        : q{room.take<unsigned short>(TQ * (W + 8)), factors.query},
-          k{room.take<unsigned short>(TK * (W + 8)), factors.key},
-          v{room.take<unsigned short>(TK * (W + 8)), 1.f}, scale(factors.scale) {}
+    __device__ __forceinline__ TensorProducts(Room& room, const Halved& halved)
+        : q(room.take<unsigned short>(TQ * (W + 8)), halved.query_factor),
+          k{room.take<unsigned short>(TK * (W + 8))}, v{room.take<unsigned short>(TK * (W + 8))}, halved(halved) {}
 
-    __device__ __forceinline__ void load_queries(const Run<float>& run, const Index* query_of) const {
+    __device__ __forceinline__ void load_queries(const Input& run, const Index* query_of) const {
         load_rows<W, THREADS>(q, run.query, query_of, TQ, run.dim, run.dim, run.is_aligned);
     }
 
-    __device__ __forceinline__ void load_keys(const Run<float>& run, const Index* key_of) const {
-        load_rows<W, THREADS>(k, run.key, key_of, TK, run.dim, run.dim, run.is_aligned);
-        load_rows<W, THREADS>(v, run.value, key_of, TK, run.n_columns - 1, run.n_columns, false);
+    __device__ __forceinline__ void load_keys(const Input& run, const Index* key_of) const {
+        load_halves<W, THREADS>(k, run.key, key_of, TK, halved.key_stride);
+        load_halves<W, THREADS>(v, halved.value, key_of, TK, halved.value_stride);
     }
 
     __device__ __forceinline__ void logits(int dim, float (&s)[ROWS][SLOTS]) const {
@@ -80,8 +111,8 @@ struct TensorProducts {
         }
 #pragma unroll
         for (int j = 0; j < SLOTS; j++) {
-            s[0][j] *= MUT == 18 ? 1.f : scale;
-            s[1][j] *= MUT == 18 ? 1.f : scale;
+            s[0][j] *= MUT == 18 ? 1.f : halved.scale;
+            s[1][j] *= MUT == 18 ? 1.f : halved.scale;
         }
     }
 
@@ -117,16 +148,19 @@ struct TensorProducts {
 };
 
 // H: Float16 or BFloat16. W: columns of queries, keys and values, padded. WARPS: of 16 places each. TK: slots of a tile.
-// With what is said in tile.cuh: query * query_factor and key * key_factor are of half precision, and so are values;
-// logits are `scale` times the products of these.
+// With what is said in tile.cuh: key (n_keys, key_stride) and halves (n_keys, value_stride), the values, are rows of half
+// precision; of `value` the weights alone are read; query * query_factor is of half precision too, and logits are
+// `scale` times the products.
 template <class H, int W, int WARPS, int TK>
 __global__ void __launch_bounds__(32 * WARPS, 384 / (32 * WARPS))
-    tile_partial_half(TILE_ARGUMENTS(float), float query_factor, float key_factor, float scale) {
+    tile_partial_half(TILE_ARGUMENTS(float, HalfBits), const HalfBits* __restrict__ halves, int key_stride,
+                      int value_stride, float query_factor, float scale) {
 #if HAS_MMA
     DYNAMIC_SHARED(raw);
     Room room = {raw};
-    const TensorProducts<H, W, WARPS, TK> products(room, Factors{query_factor, key_factor, scale});
-    run_tiles(Run<float> TILE_RUN, products, room);
+    const TensorProducts<H, W, WARPS, TK> products(
+        room, Halved{halves, key_stride, value_stride, query_factor, scale});
+    run_tiles(Run<float, HalfBits> TILE_RUN, products, room);
 #else
     __trap();
 #endif
