@@ -189,7 +189,7 @@ def estimate(
         stderr = lse_stderr = None
         if has_error(parts):
             stderr, lse_stderr = (zeros(problem.xp, tuple(x.shape), lse) for x in (output, lse))
-        no_pairs = zeros(problem.xp, (problem.n_heads,), problem.query)
+        no_pairs = zeros(problem.xp, (problem.n_heads,), problem.like)
         return Estimate(
             output, lse, stderr, lse_stderr, _cost(problem, parts, no_pairs, no_pairs + parts.rank), *of_call
         )
@@ -266,11 +266,12 @@ def attention_matrix(
         enable_gqa=enable_gqa,
         check_finite=check_finite,
     )
-    problem = replace(problem, value=problem.value[..., :0])  # the keys only stood in for values
+    # The keys only stood in for values.
+    problem = replace(problem, arrays=(*problem.arrays[:2], problem.arrays[2][..., :0]))
     projections = draw(problem, parts, Draws(seed))
     if problem.is_empty:
         shape = (*problem.lead, problem.n_queries, problem.n_keys)
-        return problem.in_dtype(zeros(problem.xp, shape, problem.query))
+        return problem.in_dtype(zeros(problem.xp, shape, problem.like))
     if isinstance(parts.sparse, RoutedClusters):
         return problem.as_output(routed_matrix(problem, parts.sparse, normalize))
     return problem.as_output(_weights(problem, parts, projections, normalize))
@@ -283,15 +284,15 @@ def prepare(
     problem = make_problem(query, key, value, **arguments)
     name, parts = resolve_method(method)
     check_masked(problem, parts, method if isinstance(method, str) else None)
-    planned = plan(parts, budget, problem.n_queries, problem.n_keys, problem.query.shape[-1])
+    planned = plan(parts, budget, problem.n_queries, problem.n_keys, problem.dim)
     return problem, name, exact_if_affordable(problem, planned)
 
 
 def nothing(problem: Problem) -> tuple[Array, Array]:
     """Output and log-normaliser where there is no query or no key."""
     lead = (*problem.lead, problem.n_queries)
-    output = zeros(problem.xp, (*lead, problem.value.shape[-1]), problem.query)
-    return problem.in_dtype(output), zeros(problem.xp, lead, problem.query) - math.inf
+    output = zeros(problem.xp, (*lead, problem.dim_value), problem.like)
+    return problem.in_dtype(output), zeros(problem.xp, lead, problem.like) - math.inf
 
 
 def _query_sum(problem: Problem) -> float:
@@ -321,7 +322,7 @@ def _weights(problem: Problem, parts: Scatterbrain, projections: Projections, is
 
     def of_block(block: Block) -> tuple[Array, ...]:
         weights = [near_block(problem, block), *(far_block(problem, group, block) for group in features)]
-        top = zeros(xp, (), problem.query)
+        top = zeros(xp, (), problem.like)
         if is_normalized:
             tops = [xp.max(problem.backend.stop_gradient(logs), axis=-1) for logs, _ in weights]
             top = finite(problem.backend, reduce(xp.maximum, tops))[..., None]

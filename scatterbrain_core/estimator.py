@@ -86,10 +86,10 @@ def attend(problem: Problem, method: Scatterbrain, projections: Projections) -> 
 
 def draw(problem: Problem, method: Scatterbrain, draws: Draws) -> Projections:
     """All draws of a planned method; its parts never share any."""
-    dim, n_queries, n_keys = problem.query.shape[-1], problem.n_queries, problem.n_keys
+    dim, n_queries, n_keys = problem.dim, problem.n_queries, problem.n_keys
 
     def sent(drawn: tuple[Any, ...]) -> tuple[Array, ...]:
-        return tuple(to_device(problem.xp, x, problem.query) for x in drawn)
+        return tuple(to_device(problem.xp, x, problem.like) for x in drawn)
 
     low_rank = method.low_rank
     features = () if low_rank is None else low_rank.draw(draws.feature_generator(), dim, n_keys)
@@ -99,7 +99,7 @@ def draw(problem: Problem, method: Scatterbrain, draws: Draws) -> Projections:
     ]
     columns = None
     if method.debias is not None and n_keys > 0:
-        columns = to_device(problem.xp, draws.columns(method.debias, n_keys), problem.query)
+        columns = to_device(problem.xp, draws.columns(method.debias, n_keys), problem.like)
     return Projections(sent(features), supports, columns)
 
 
@@ -150,17 +150,16 @@ def head_groups(problem: Problem, method: Scatterbrain, elements: int | None = N
     """The problem a few heads at a time, one at least: what fits `elements`, by default the backend's."""
     elements = problem.backend.group_elements if elements is None else elements
     rank = max(1, method.rank)
-    columns = problem.value.shape[-1] + 1
+    columns = problem.dim_value + 1
     rows = problem.n_queries + problem.n_keys
     n_blocks = [_n_blocks(problem, part) for part in method.supports]
     n_visits = problem.n_queries * max((part.n_visits for part in method.supports), default=1)
-    per_head = rows * (problem.query.shape[-1] + columns + rank) + (n_visits - problem.n_queries) * columns
+    per_head = rows * (problem.dim + columns + rank) + (n_visits - problem.n_queries) * columns
     per_head += 4 * max(n_blocks, default=rows // 64 + 2) * rank * columns
     # Buckets of all heads of a group, twice as many with hidden keys, are numbered in one integer of 32 bits.
     n_buckets = max((part.n_buckets for part in method.supports), default=1)
     step = min(max(1, elements // per_head), (2**31 - 1) // (2 * n_buckets))
-    starts = range(0, problem.n_heads, step)
-    return [problem.of_heads(slice(first, min(first + step, problem.n_heads))) for first in starts]
+    return problem.by_heads(step)
 
 
 def _n_blocks(problem: Problem, part: Support) -> int:

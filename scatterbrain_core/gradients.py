@@ -84,7 +84,7 @@ def attention_vjp(
     form = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     problem, _, parts = prepare(query, key, value, method, budget, **form, check_finite=check_finite)
     backend, arguments = problem.backend, (query, key, value)
-    problem = _with_arrays(problem, *map(backend.stop_gradient, (problem.query, problem.key, problem.value)))
+    problem = problem.with_arrays(*map(backend.stop_gradient, (problem.query, problem.key, problem.value)))
     projections = draw(problem, parts, Draws(seed))
     if problem.is_empty:
         output = nothing(problem)[0]
@@ -99,17 +99,13 @@ def attention_vjp(
         watched = [tracing.watch(x) for x in arguments]
         traced = bring_to_form(tracing, *watched, **form, check_finite=False)
         arrays = (traced.query, traced.key, traced.value)
-        plain = _with_arrays(replace(traced, backend=backend), *map(untraced, arrays))
+        plain = replace(traced, backend=backend).with_arrays(*map(untraced, arrays))
         flat = _flat_cotangent(plain, cotangent, check_finite)
         cotangents = [] if plain.is_empty else _pull_back(plain, parts, projections, flat)
         d_query, d_key, d_value = tracing.gradients(zip(arrays, cotangents, strict=False), *watched)
         return d_query, d_key, d_value
 
     return output, vjp
-
-
-def _with_arrays(problem: Problem, query: Array, key: Array, value: Array) -> Problem:
-    return replace(problem, query=query, key=key, value=value)
 
 
 def _pull_back(
@@ -121,7 +117,7 @@ def _pull_back(
         last = first + group.n_heads
         tracing = TracingBackend(problem.backend)
         watched = [tracing.watch(x) for x in (group.query, group.key, group.value)]
-        output = attend(_with_arrays(replace(group, backend=tracing), *watched), parts, projections)
+        output = attend(replace(group, backend=tracing).with_arrays(*watched), parts, projections)
         by_group.append(tracing.gradients([(output, cotangent[first:last, ...])], *watched))
         first = last
     return [problem.xp.concat(column, axis=0) for column in zip(*by_group, strict=True)]
@@ -147,7 +143,7 @@ def _flat_cotangent(problem: Problem, cotangent: Any, check_finite: bool) -> Arr
     """The cotangent by head, zero in hidden rows; raise where it is not finite."""
     xp = problem.xp
     flat = xp.astype(problem.backend.stop_gradient(cotangent), problem.query.dtype, copy=False)
-    flat = xp.reshape(flat, (*problem.query.shape[:2], problem.value.shape[-1]))
+    flat = xp.reshape(flat, (*problem.query.shape[:2], problem.dim_value))
     if problem.row_mask is not None:
         flat = xp.where(problem.row_mask[:, :, None], flat, 0.0)
     if check_finite and not bool(xp.all(xp.isfinite(flat))):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from scatterbrain_core.attention import prepare
@@ -131,8 +131,9 @@ def plan(
     """
     arguments = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     problem, _, method = prepare(query, key, key, "auto", budget, **arguments, check_finite=check_finite)
-    query, key, value = map(problem.backend.stop_gradient, (problem.query, problem.key, problem.value))
-    problem = replace(problem, query=query, key=key, value=value)
+    problem = problem.with_arrays(
+        *map(problem.backend.stop_gradient, (problem.query, problem.key, problem.value))
+    )
     part = method.sparse
     layout = None if problem.is_empty or not isinstance(part, RoutedClusters) else lay_out(problem, part)
     heads = () if problem.is_empty else _heads(problem, method)

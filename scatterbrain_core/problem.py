@@ -53,13 +53,12 @@ class Problem:
     lead : tuple of int
         Leading axes of query, flattened to H heads below.
     dtype : dtype
-        Of the arrays that came; those below are at least float32.
-    query : array, shape (H, Lq, D)
-        Times sign(scale) * sqrt(abs(scale)), so that the logits are query · key.
-    key : array, shape (H, Lk, D)
-        Times sqrt(abs(scale)); hidden keys are zero.
-    value : array, shape (H, Lk, Dv)
-        Hidden keys' values are zero.
+        Of the arrays that came; `query`, `key` and `value` are at least float32.
+    arrays : tuple of array, shapes (H, Lq, D), (H, Lk, D) and (H, Lk, Dv)
+        Query, key and value as they came, but for their leading axes; or in form.
+    in_form : bool
+        Whether `arrays` are what `query`, `key` and `value` give. Otherwise these are made when they are
+        asked for: of a few heads at a time, no copy of all of them is ever there.
     key_mask : array of bool, shape (H, Lk), or None
         False hides a key from every query.
     row_mask : array of bool, shape (H, Lq), or None
@@ -76,9 +75,8 @@ class Problem:
     backend: Backend
     lead: tuple[int, ...]
     dtype: Any
-    query: Array
-    key: Array
-    value: Array
+    arrays: tuple[Array, Array, Array]
+    in_form: bool
     key_mask: Array | None
     row_mask: Array | None
     dense_mask: Array | None
@@ -111,19 +109,65 @@ class Problem:
         return None if name == WORKED_IN[name] else HalfPrecision(name, *_shared(self.scale))
 
     @property
+    def query(self) -> Array:
+        """Queries times sign(scale) * sqrt(abs(scale)), so that the logits are query · key: (H, Lq, D).
+
+        Hidden ones are zero.
+        """
+        return self._formed()[0]
+
+    @property
+    def key(self) -> Array:
+        """Keys times sqrt(abs(scale)), shape (H, Lk, D); hidden ones are zero."""
+        return self._formed()[1]
+
+    @property
+    def value(self) -> Array:
+        """Values, shape (H, Lk, Dv); those of hidden keys are zero."""
+        return self._formed()[2]
+
+    def _formed(self) -> tuple[Array, Array, Array]:
+        return self.arrays if self.in_form else self.once("arrays in form", lambda: _scaled(self))
+
+    def with_arrays(self, query: Array, key: Array, value: Array) -> Problem:
+        """The same problem with other arrays, in form."""
+        return replace(self, arrays=(query, key, value), in_form=True)
+
+    @property
+    def like(self) -> Array:
+        """A number in the dtype and on the device of `query`."""
+        like = self.once("like", lambda: self.xp.sum(self.arrays[0][:0, :0, :0]))
+        return self.xp.astype(like, self.worked_in, copy=False)
+
+    @property
+    def worked_in(self) -> Any:
+        """The dtype of `query`, `key` and `value`."""
+        return getattr(self.xp, WORKED_IN[_name(self.dtype)])
+
+    @property
     def n_heads(self) -> int:
         """H, the product of the leading axes."""
-        return self.query.shape[0]
+        return self.arrays[0].shape[0]
 
     @property
     def n_queries(self) -> int:
         """Lq."""
-        return self.query.shape[1]
+        return self.arrays[0].shape[1]
 
     @property
     def n_keys(self) -> int:
         """Lk."""
-        return self.key.shape[1]
+        return self.arrays[1].shape[1]
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.arrays[0].shape[2]
+
+    @property
+    def dim_value(self) -> int:
+        """Dv."""
+        return self.arrays[2].shape[2]
 
     @property
     def is_empty(self) -> bool:
@@ -136,15 +180,19 @@ class Problem:
         def part(x: Any) -> Any:
             return None if x is None else x[heads, ...]
 
+        query, key, value = self.arrays
         return replace(
             self,
-            query=self.query[heads, ...],
-            key=self.key[heads, ...],
-            value=self.value[heads, ...],
+            arrays=(query[heads, ...], key[heads, ...], value[heads, ...]),
             key_mask=part(self.key_mask),
             row_mask=part(self.row_mask),
             mask_of_head=self.mask_of_head[heads],
         )
+
+    def by_heads(self, step: int) -> list[Problem]:
+        """The problem a few heads at a time."""
+        starts = range(0, self.n_heads, step)
+        return [self.of_heads(slice(first, min(first + step, self.n_heads))) for first in starts]
 
     def unflatten(self, rows: Array) -> Array:
         """(H, Lq, ...) back to (..., Lq, ...)."""
@@ -213,13 +261,13 @@ def bring_to_form(
     check_finite: bool,
 ) -> Problem:
     """The problem of arguments that are checked but for their entries; linear in query, key and value."""
-    factor = resolve_scale(scale, query)
     if enable_gqa:
         key, value = _repeat_heads(backend.xp, query, key), _repeat_heads(backend.xp, query, value)
     problem = _flatten(backend, query, key, value, attn_mask, is_causal)
+    problem = replace(problem, scale=resolve_scale(scale, query))
     if check_finite:
-        _check_entries(problem, factor)
-    return _scaled(problem, factor)
+        _check_entries(problem)
+    return problem
 
 
 def dtype_name(x: Any) -> str:
@@ -310,23 +358,34 @@ def _repeat_heads(xp: Namespace, query: Any, x: Any) -> Any:
 
 def _flatten(backend: Backend, query: Any, key: Any, value: Any, attn_mask: Any, is_causal: bool) -> Problem:
     xp, lead = backend.xp, tuple(query.shape[:-2])
-    dtype, worked_in = query.dtype, getattr(xp, WORKED_IN[dtype_name(query)])
-    query, key, value = (
-        xp.reshape(xp.astype(x, worked_in, copy=False), (math.prod(lead), *x.shape[-2:]))
-        for x in (query, key, value)
-    )
-    problem = Problem(backend, lead, dtype, query, key, value, None, None, None, [], is_causal)
+    query, key, value = (xp.reshape(x, (math.prod(lead), *x.shape[-2:])) for x in (query, key, value))
+    problem = Problem(backend, lead, query.dtype, (query, key, value), False, None, None, None, [], is_causal)
     if attn_mask is None:
         return problem
     shape = (1,) * (len(lead) + 2 - attn_mask.ndim) + tuple(attn_mask.shape)
-    problem = _with_mask(problem, xp.reshape(attn_mask, shape))
+    return _with_mask(problem, xp.reshape(attn_mask, shape))
+
+
+def _masked(problem: Problem) -> tuple[Array, Array, Array]:
+    """Query, key and value in the dtype that is worked in, hidden ones zero."""
+    xp = problem.xp
+    query, key, value = (xp.astype(x, problem.worked_in, copy=False) for x in problem.arrays)
     # Zeroed, what stands where a mask hides it changes nothing: not the output, not a bucket, not a gradient.
     if problem.key_mask is not None:
         hidden = ~problem.key_mask[:, :, None]
         key, value = (xp.where(hidden, 0.0, x) for x in (key, value))
     if problem.row_mask is not None:
         query = xp.where(problem.row_mask[:, :, None], query, 0.0)
-    return replace(problem, query=query, key=key, value=value)
+    return query, key, value
+
+
+def _scaled(problem: Problem) -> tuple[Array, Array, Array]:
+    """Query, key and value in form."""
+    query, key, value = _masked(problem)
+    if problem.scale == 1.0:
+        return query, key, value
+    of_query, of_key = _shared(problem.scale)
+    return query * of_query, key * of_key, value
 
 
 def _with_mask(problem: Problem, mask: Any) -> Problem:
@@ -354,9 +413,12 @@ def _by_head(xp: Namespace, mask: Any, lead: tuple[int, ...], length: int) -> Ar
     return xp.reshape(xp.broadcast_to(mask, (*lead, length)), (math.prod(lead), length))
 
 
-def _check_entries(problem: Problem, scale: float) -> None:
+def _check_entries(problem: Problem) -> None:
     """Raise on NaN and inf, and where a logit, a squared norm or a sum of values could overflow."""
-    tops = {name: largest_entry(problem, getattr(problem, name)) for name in ("query", "key", "value")}
+    if problem.n_heads == 0:
+        return
+    names = ("query", "key", "value")
+    tops = dict(zip(names, _largest_entries(problem), strict=True))
     for name, top in tops.items():
         if not math.isfinite(top):
             raise ValueError(
@@ -364,9 +426,10 @@ def _check_entries(problem: Problem, scale: float) -> None:
             )
     if problem.is_empty:
         return
-    dtype, (query, key, value) = problem.query.dtype, tops.values()
+    query, key, value = tops.values()
+    scale, dtype = problem.scale, problem.like.dtype
     largest = float(problem.xp.finfo(dtype).max)
-    if max(query, key) * math.sqrt(abs(scale)) >= math.sqrt(largest / (4 * problem.query.shape[-1])):
+    if max(query, key) * math.sqrt(abs(scale)) >= math.sqrt(largest / (4 * problem.dim)):
         raise ValueError(
             f"query, key and scale must keep products of entries within {dtype}, got entries up to "
             f"{query:.3g} and {key:.3g} with scale {scale:.3g}"
@@ -375,18 +438,24 @@ def _check_entries(problem: Problem, scale: float) -> None:
         raise ValueError(f"value must keep sums of its entries within {dtype}, got entries up to {value:.3g}")
 
 
+def _largest_entries(problem: Problem) -> list[float]:
+    """Largest absolute entries of query, key and value, NaN where one is NaN; a few heads at a time."""
+    of_head = sum(math.prod(x.shape[1:]) for x in problem.arrays)
+    step = max(1, problem.backend.group_elements // max(of_head, 1))
+    parts = problem.by_heads(step)
+    tops = problem.backend.map(lambda part: [largest_entry(problem, x) for x in _masked(part)], parts)
+    return [
+        max(column) if all(map(math.isfinite, column)) else math.nan for column in zip(*tops, strict=True)
+    ]
+
+
 def largest_entry(problem: Problem, x: Array) -> float:
     """Largest absolute entry, NaN where one is NaN; 0 without any."""
     if 0 in x.shape:
         return 0.0
-    return float(problem.xp.max(problem.xp.abs(problem.backend.stop_gradient(x))))
-
-
-def _scaled(problem: Problem, scale: float) -> Problem:
-    if scale == 1.0:
-        return problem
-    of_query, of_key = _shared(scale)
-    return replace(problem, query=problem.query * of_query, key=problem.key * of_key, scale=scale)
+    xp, x = problem.xp, problem.backend.stop_gradient(x)
+    # Without a copy of all absolute values.
+    return float(xp.maximum(xp.max(x), -xp.min(x)))
 
 
 def _shared(scale: float) -> tuple[float, float]:

@@ -54,7 +54,7 @@ class TorchBackend(Backend):
         generic: Callable[[Problem, Projections], Any],
     ) -> Any:
         """By NumPy on the CPU, on the same memory, where it is faster and nothing is differentiated."""
-        arrays: list[Any] = [x for group in groups for x in (group.query, group.key, group.value)]
+        arrays: list[Any] = [x for group in groups for x in group.arrays]
         is_plain = all(x.device.type == "cpu" and not is_differentiated(x) for x in arrays)
         if not is_plain or torch.compiler.is_compiling() or not runs.is_taken(groups[0], method):
             return super().attend(groups, method, projections, generic)
@@ -117,10 +117,18 @@ def _as_numpy(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _on_numpy(problem: Problem) -> Problem:
     """The problem of the same memory as NumPy arrays."""
-    names = ("query", "key", "value", "key_mask", "row_mask")
-    arrays = {name: getattr(problem, name) for name in names}
-    arrays = {name: None if x is None else x.numpy() for name, x in arrays.items()}
-    return replace(problem, backend=backend_of(query=arrays["query"]), **arrays)
+    is_half = problem.half is not None  # which NumPy may not have
+    arrays = _as_numpy((problem.query, problem.key, problem.value) if is_half else problem.arrays)
+    masks: list[Any] = [problem.key_mask, problem.row_mask]
+    key_mask, row_mask = (None if mask is None else mask.numpy() for mask in masks)
+    return replace(
+        problem,
+        backend=backend_of(query=arrays[0]),
+        arrays=arrays,
+        in_form=problem.in_form or is_half,
+        key_mask=key_mask,
+        row_mask=row_mask,
+    )
 
 
 def _kernels(*tensors: Any) -> Any:

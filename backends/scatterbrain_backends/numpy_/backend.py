@@ -47,7 +47,7 @@ class NumpyBackend(Backend):
         """Output of a planned method, on threads; each group of heads is written where it belongs."""
         first = groups[0]
         n_heads = sum(group.n_heads for group in groups)
-        output = np.empty((n_heads, first.n_queries, first.value.shape[-1]), first.query.dtype)
+        output = np.empty((n_heads, first.n_queries, first.dim_value), first.like.dtype)
         ends = np.cumsum([group.n_heads for group in groups])
 
         def write(i: int) -> None:
