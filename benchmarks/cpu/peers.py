@@ -195,7 +195,7 @@ PEERS: dict[str, Peer] = {
         "0.4.0",
         "fast_transformers.attention.improved_clustered_attention",
         Method(
-            "ImprovedClusteredAttention, clusters of queries for a third of the entries, exact pairs for others",
+            "ImprovedClusteredAttention, clusters of queries for a third of the entries, pairs for the rest",
             _clustered,
             _of_clusters,
             reason_not_causal="its clustered attention has no causal form",

@@ -43,6 +43,7 @@ def run_child(kind: str, arguments: dict[str, Any], threads: int, most_seconds: 
             raise ChildError(f"killed after {most_seconds:.0f} s") from None
         finally:
             child.kill()  # where it has ended already, this does nothing
+            child.wait()
     if child.returncode != 0:
         raise ChildError(_told(child.returncode, err))
     found: dict[str, Any] = json.loads(out.splitlines()[-1])
