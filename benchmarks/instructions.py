@@ -1,9 +1,9 @@
 """Instructions of small calls under valgrind, beside the reviewed ones: a guard that no noise sets off.
 
 The calls run in one process under ``valgrind --tool=callgrind``, on one thread, each after a call to warm
-up; two runs differ by about one in a thousand. Counts are compared where Python, NumPy and valgrind are those
-of the reviewed file, and more than the tolerance over it is a failure. ``--accept`` writes that file anew.
-Where valgrind is missing this says so and does nothing.
+up; two runs differ by less than one in a thousand. Counts are compared where Python, NumPy and valgrind are
+those of the reviewed file, and more than the tolerance over it is a failure. ``--accept`` writes that file
+anew. Where valgrind is missing this says so and does nothing.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def run(options: argparse.Namespace) -> Record:
     packages = tuple(peer.distribution for peer in PEERS.values())
     record = Record(header(found["machine"], packages), asdict(settings), told, absent)
     if options.resume and options.output.exists():
-        record.results |= resumed(record, load(options.output))
+        resume(record, load(options.output))
     wanted = [x for x in cases(options.data, options.lengths, list(methods)) if x not in record.results]
     with TemporaryDirectory() as folder:
         run_all(Run(settings, methods, record, Path(folder)), wanted, options.output)
@@ -140,11 +140,12 @@ def settings_of(options: argparse.Namespace, machine: dict[str, Any]) -> Setting
     return Settings(**own)
 
 
-def resumed(record: Record, earlier: Record) -> dict[Case, Result]:
-    """Results of an earlier run of the same commit and settings; the memory that is free may differ."""
+def resume(record: Record, earlier: Record) -> None:
+    """Take over an earlier run of the same commit and settings; the memory that is free may differ."""
     now, then = ({"commit": x.header["commit"], **x.settings} for x in (record, earlier))
     check_same(now, then, ("most_bytes",))
-    return earlier.results
+    record.results |= earlier.results
+    record.methods = earlier.methods | record.methods
 
 
 def run_all(running: Run, wanted: Sequence[Case], output: Path) -> None:

@@ -108,7 +108,7 @@ def sdpa(arrays: list[Array], load: Workload) -> Prepared:
 
 
 def _all_pairs(_: list[Array] | None, load: Workload) -> Cost:
-    return Cost(visible(load), 0.0)
+    return Cost(visible(load), 0.0, is_counted=True)
 
 
 Arguments = Callable[[Workload], dict[str, Any]]

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.cpu.cases import DATA_TOLD, Case, Result
 from benchmarks.cpu.methods import SDPA
@@ -26,8 +26,11 @@ REFERENCE = {"color": "0.35", "linestyle": "--", "marker": "s"}
 # Ours are drawn thick and full, peers thin: they are told apart before the legend is read.
 OURS = {"linewidth": 2.4, "markersize": 7, "zorder": 5, "marker": "o"}
 EXACT_GREY = "0.6"
+ON_ANOTHER = {"linestyle": "--", "markerfacecolor": "white"}
 PEER = {"linewidth": 1.2, "markersize": 5}
 PEER_MARKERS = "D^vPX*"
+MORE_COLOURS = ("#7F4F24", "#000000")
+TIME_TICKS = (1, 2, 5)
 LEAST_ERROR = 1e-8  # a smaller one is drawn here: the axis is logarithmic
 
 
@@ -60,7 +63,7 @@ def _title(record: Record, data: str) -> str:
 def _styles(record: Record) -> dict[str, dict[str, Any]]:
     """Each method's line, the same in every panel; ours on another library has the same colour, dashed."""
     names = [name for name in record.methods if name != SDPA]
-    colours, markers = iter(COLOURS * 3), iter(PEER_MARKERS * 3)
+    colours, markers = iter((*COLOURS, *MORE_COLOURS) * 2), iter(PEER_MARKERS * 3)
     colour_of = {EXACT: EXACT_GREY}
     found: dict[str, dict[str, Any]] = {SDPA: REFERENCE}
     for name in names:
@@ -68,7 +71,7 @@ def _styles(record: Record) -> dict[str, dict[str, Any]]:
         if plain not in colour_of:
             colour_of[plain] = next(colours)
         look = OURS if record.methods[name].startswith("ours") else PEER | {"marker": next(markers)}
-        found[name] = look | {"color": colour_of[plain], "linestyle": "--" if library else "-"}
+        found[name] = look | {"color": colour_of[plain]} | (ON_ANOTHER if library else {})
     return found
 
 
@@ -104,6 +107,8 @@ def _error_by_time(axis: Axes, record: Record, data: str, styles: dict[str, dict
         if result is not None and result.reason is None:
             axis.plot([median(result.times)], [max(result.error, LEAST_ERROR)], label=name, **style)
     axis.set(xscale="log", xlabel=f"seconds a call at n = {short(length)}", ylabel="relative error")
+    axis.xaxis.set_major_locator(LogLocator(subs=TIME_TICKS))
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter("{x:g}")
     axis.set_yscale("log")
     axis.margins(0.12)

@@ -49,8 +49,9 @@ def data_report(record: Record, data: str) -> list[str]:
         rows = [[name, *_cells(record, data, name, lengths, value, notes)] for name in methods]
         lines += ["", *table([title, *map(short, lengths)], rows)]
     growths = [[name, *_growths(record, data, name, lengths)] for name in methods]
-    lines += ["", *table(["time for twice the keys", *map(short, lengths)], growths), ""]
-    return lines + [f"[{number}] {note}" for number, note in enumerate(notes, start=1)]
+    lines += ["", *table(["time for twice the keys", *map(short, lengths)], growths)]
+    told_notes = [f"[{number}] {note}" for number, note in enumerate(notes, start=1)]
+    return [*lines, "", *told_notes] if notes else lines
 
 
 def _cells(
