@@ -29,7 +29,7 @@ from benchmarks.cpu.methods import LIBRARIES
 from benchmarks.cpu.pairs import median_ratio
 from benchmarks.cpu.peers import PEERS
 from benchmarks.cpu.picture import draw
-from benchmarks.cpu.processes import end_as_interrupted, run_child
+from benchmarks.cpu.processes import ChildError, end_as_interrupted, run_child
 from benchmarks.cpu.record import Record, header, load
 from benchmarks.cpu.report import MIB, report
 from benchmarks.cpu.run import SETUP_SECONDS, Run, Settings, cases, choose
@@ -55,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"interrupted; what was measured before is in {options.output}", file=sys.stderr)
         return INTERRUPTED
+    except ChildError as error:
+        print(f"nothing was measured: {error}", file=sys.stderr)
+        return 1
     print(*report(record), sep="\n")
     for data in dict.fromkeys(case.data for case in record.results):
         picture = options.output.with_name(f"{options.output.stem}-{data}.png")
