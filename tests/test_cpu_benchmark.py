@@ -133,11 +133,8 @@ def test_the_peak_is_that_of_what_a_call_held_for_a_while():
 
 
 def record(*results):
-    header = {
-        "date": "2026-01-01",
-        "commit": "abc",
-        "machine": {"processor": "P", "cores": 2, "load_average": 0},
-    }
+    machine_ = {"processor": "P", "cores": 2, "load_average": 0, "backends": {"numpy": "NumpyBackend"}}
+    header = {"date": "2026-01-01", "commit": "abc", "machine": machine_}
     load_ = Workload("topics", 8, 1024, 64, 192, False, 0)
     settings = vars(load_) | {"threads": 2}
     told = {"torch sdpa": "all pairs", "auto": "ours", "performer-pytorch": "features"}
@@ -168,6 +165,7 @@ def test_results_at_shorter_lengths_of_the_same_method_and_data():
 
 def test_the_tables_have_every_figure_or_the_reason_why_not():
     lines = report.report(record(*FOUND))
+    assert lines[1].endswith("192 entries a query, seed 0; ours by NumpyBackend")
     rows = [line.split() for line in lines]
     assert ["torch", "sdpa", "500", "[1]"] in rows
     assert ["auto", "250", "625"] in rows

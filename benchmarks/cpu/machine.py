@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from scatterbrain_core.backend import backend_of
+
 # Read by OpenBLAS, OpenMP (Torch) and MKL as they are loaded, and by us.
 THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
@@ -45,6 +47,7 @@ def describe() -> dict[str, Any]:
         "memory_bytes": _physical_bytes(),
         "available_bytes": _kib("MemAvailable") or _physical_bytes(),
         "load_average": os.getloadavg()[0],
+        "backends": _backends(),
         "threads": _threads(),
         "pools": _pools(),
         "operations_a_second": _rates(),
@@ -66,6 +69,14 @@ def _kib(name: str) -> int | None:
 
 def _physical_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _backends() -> dict[str, str]:
+    """Classes that our calls run on; `Backend` itself, generic code, where no entry point was installed."""
+    import torch
+
+    arrays = {"numpy": np.ones(1), "torch": torch.ones(1)}
+    return {name: type(backend_of(x=x)).__name__ for name, x in arrays.items()}
 
 
 def _threads() -> dict[str, Any]:

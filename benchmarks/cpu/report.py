@@ -22,7 +22,7 @@ def report(record: Record) -> list[str]:
     lines = [
         f"{machine['processor']}, {machine['cores']} cores, {record.settings['threads']} threads, "
         f"load {machine['load_average']:.2f}; commit {record.header['commit']}, {record.header['date']}",
-        told(record),
+        f"{told(record)}; ours by {', '.join(machine['backends'].values())}",
     ]
     for data in dict.fromkeys(case.data for case in record.results):
         lines += data_report(record, data)
