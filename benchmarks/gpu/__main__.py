@@ -18,6 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.shared.files import write_json
+
 RESULTS = Path(__file__).parent.parent / "results" / "gpu.json"
 
 
@@ -82,7 +84,7 @@ def _missing() -> str | None:
 
 def _measure_kernels(options: argparse.Namespace, found: dict[str, Any]) -> None:
     from benchmarks.gpu import passes, tiles
-    from benchmarks.gpu.record import pass_line, tile_line, write
+    from benchmarks.gpu.record import pass_line, tile_line
 
     found["ceilings"] = tiles.ceilings()
     flops = ", ".join(f"{dtype} {x / 1e12:.1f}" for dtype, x in found["ceilings"]["flops"].items())
@@ -90,16 +92,16 @@ def _measure_kernels(options: argparse.Namespace, found: dict[str, Any]) -> None
     for tile in tiles.measure(found["ceilings"]):
         found["tiles"].append(tile)
         print(tile_line(tile), flush=True)
-        write(options.output, found)
+        write_json(options.output, found, indent=1)
     for one in passes.measure(found["ceilings"]["bytes"]):
         found["passes"].append(one)
         print(pass_line(one), flush=True)
-        write(options.output, found)
+        write_json(options.output, found, indent=1)
 
 
 def _measure_calls(options: argparse.Namespace, found: dict[str, Any]) -> None:
     from benchmarks.gpu import calls
-    from benchmarks.gpu.record import line, write
+    from benchmarks.gpu.record import line
 
     skipped: set[tuple[str, str, str]] = set()
     for length in options.lengths:
@@ -109,7 +111,7 @@ def _measure_calls(options: argparse.Namespace, found: dict[str, Any]) -> None:
         for call in calls.measure(sizes, options.dtypes, skipped):
             found["calls"].append(call)
             print(line(call), flush=True)
-            write(options.output, found)
+            write_json(options.output, found, indent=1)
 
 
 if __name__ == "__main__":

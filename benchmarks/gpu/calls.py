@@ -15,12 +15,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import scatterbrain_core as sb
 from benchmarks.gpu.devices import OnCupy, OnTorch, as_tensor, median_milliseconds, peak_bytes
+from benchmarks.shared.arrays import sampled_rows, topical
 
 # Work per row that does not grow with the length.
 STATED = sb.Scatterbrain(sb.PositiveFeatures(64), sb.RandomHyperplanes(max_bucket=128))
 METHODS: dict[str, Any] = {"auto": "auto", "scatterbrain": "scatterbrain", "m = 64, buckets <= 128": STATED}
 SDPA = "scaled_dot_product_attention"
-TOPICS = 64
 # Rows of each head whose error is looked at, exact in float64.
 SAMPLED_ROWS = 64
 
@@ -37,24 +37,10 @@ class Sizes:
     most_seconds: float
 
 
-def draw(sizes: Sizes) -> list[np.ndarray]:
-    """Query, key and value around common centres: independent normal entries have nothing to find."""
-    rng = np.random.default_rng(0)
-    centres = rng.standard_normal((2, sizes.heads, TOPICS, sizes.dim), dtype=np.float32)
-
-    def around(centre: np.ndarray, topic: np.ndarray) -> np.ndarray:
-        noise = rng.standard_normal((*topic.shape, sizes.dim), dtype=np.float32)
-        noise += np.take_along_axis(centre, topic[..., None], axis=1)
-        return noise
-
-    of_query, of_key = rng.integers(0, TOPICS, (2, sizes.heads, sizes.length))
-    return [around(centres[0], of_query), around(centres[0], of_key), around(centres[1], of_key)]
-
-
 def measure(sizes: Sizes, dtypes: list[str], skipped: set[tuple[str, str, str]]) -> Iterator[dict[str, Any]]:
     """A record for every library, dtype and method; those in `skipped` took too long at a smaller length."""
-    host = draw(sizes)
-    rows = np.linspace(0, sizes.length - 1, min(SAMPLED_ROWS, sizes.length)).astype(int)
+    host = topical(sizes.heads, sizes.length, sizes.dim)
+    rows = sampled_rows(sizes.length, SAMPLED_ROWS)
     for library in (OnTorch(), OnCupy()):
         for dtype in dtypes:
             if dtype not in library.dtypes:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import json
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,8 @@ import numpy as np
 import torch
 
 import scatterbrain_core as sb
+from benchmarks.shared import provenance
+from benchmarks.shared.provenance import first_line, now
 
 
 def header(commit: str | None, options: dict[str, Any]) -> dict[str, Any]:
@@ -24,30 +23,16 @@ def header(commit: str | None, options: dict[str, Any]) -> dict[str, Any]:
         "device": properties["name"].decode(),
         "multiprocessors": properties["multiProcessorCount"],
         "memory_bytes": properties["totalGlobalMem"],
-        "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "driver": first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "cuda_of_driver": runtime.driverGetVersion(),
         "cuda_of_cupy": runtime.runtimeGetVersion(),
         "cuda_of_torch": torch.version.cuda,
         "versions": {m.__name__: m.__version__ for m in (cupy, np, torch, sb)}
         | {"python": platform.python_version()},
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "commit": commit or _first_line("git", "rev-parse", "HEAD"),
+        "date": now(),
+        "commit": commit or provenance.commit(),
         "options": options,
     }
-
-
-def _first_line(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip().partition("\n")[0]
-
-
-def write(path: Path, record: dict[str, Any]) -> None:
-    """Write all that was measured so far."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def line(call: dict[str, Any]) -> str:
