@@ -237,17 +237,20 @@ class Backend:
         """
         return generic()
 
-    def opened_partial(
+    def with_opened(
         self,
+        near: Partial,  # noqa: ARG002
         query: Array,  # noqa: ARG002
         visits: Opened,  # noqa: ARG002
         keys: Keys,  # noqa: ARG002
         generic: Callable[[], Partial],
     ) -> Partial:
-        """Exact partial result of query rows on the clusters that they opened, `ref` of shape (R,).
+        """Partial result of query rows with the keys of the clusters that they opened.
 
         Parameters
         ----------
+        near : Partial
+            `ref` of shape (R,), on other keys; a temporary that may be overwritten.
         query : array, shape (R, D)
         visits : Opened
             In order of their first slots.

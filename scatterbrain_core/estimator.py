@@ -179,7 +179,8 @@ def _solve_heads(
 ) -> Result:
     if isinstance(method.sparse, RoutedClusters):
         routed = solve_routed(problem, method.sparse, count_pairs)
-        result = Result(routed.near, [routed.far], routed.pairs, routed.rank)
+        far = [] if routed.far is None else [routed.far]
+        result = Result(routed.near, far, routed.pairs, routed.rank)
     else:
         result = _solve_parts(problem, method, projections, groups, count_pairs)
     return result if problem.row_mask is None else _without_hidden_rows(problem, problem.row_mask, result)

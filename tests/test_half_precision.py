@@ -66,7 +66,7 @@ def test_what_is_said_to_be_half_precision_is_so(monkeypatch, rng, is_causal, na
 
     seen = []
     monkeypatch.setattr(NumpyBackend, "tile_partial", lambda _, visits, g: seen.append(visits) or g())
-    for hook in ("attend", "opened_partial"):  # NumPy's own ways around the tiles
+    for hook in ("attend", "with_opened"):  # NumPy's own ways around the tiles
         monkeypatch.setattr(NumpyBackend, hook, getattr(Backend, hook))
     arrays = [x.astype(np.float16) for x in draw_problem(rng, 300, 300, dim=24)]
     sb.attention(*arrays, method=name, is_causal=is_causal, scale=-0.3)

@@ -16,6 +16,7 @@ import scatterbrain_core as sb
 from scatterbrain_backends.numpy_ import NumpyBackend, choosing, runs, threads, visiting
 from scatterbrain_backends.numpy_.sorting import stable_argsort
 from scatterbrain_core.backend import Backend
+from scatterbrain_core.normalization import Partial
 from scatterbrain_core.routing.selection import curve_of
 from scatterbrain_core.routing.visits import Keys, Opened
 
@@ -272,7 +273,7 @@ def test_other_libraries_map_in_turn():
 def by_generic_choices(*arrays, **arguments):
     """The output with what `auto` chooses and opens by array-API code."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("choose", "far_partial", "opened_partial"):
+        for name in ("choose", "far_partial", "with_opened"):
             patch.setattr(NumpyBackend, name, getattr(Backend, name))
         return sb.estimate(*arrays, **arguments)
 
@@ -325,7 +326,8 @@ def test_a_visit_is_rounded_alike_whoever_else_visits(rng):
 
     def of_rows(n):
         visits = Opened(np.arange(n), np.full(n, 10), np.full(n, 43))
-        return visiting.opened_partial(query[:n], visits, keys)
+        near = Partial(np.full(n, -np.inf, np.float32), np.zeros((n, 9), np.float32))
+        return visiting.with_opened(near, query[:n], visits, keys)
 
     every = of_rows(200)
     for n in (1, 5, 31, 32, 33, 100):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import Backend
@@ -60,7 +60,7 @@ def metric_of(xp: Namespace, moment: Array) -> Array:
 def cluster(
     backend: Backend, key: Array, value: Array, weight: Array, metric: Array, n_clusters: int
 ) -> Clusters:
-    """Cluster blocks of keys, each by itself.
+    """Cluster blocks of keys, each by itself, as many at a time as the backend's temporaries hold.
 
     Parameters
     ----------
@@ -70,6 +70,30 @@ def cluster(
         1.0, or 0.0 for a key that belongs to no cluster.
     metric : array, shape (H, A, D, D)
     """
+    n_heads, n_runs, n_blocks, block, dim = key.shape
+    widest = max(n_clusters, dim, value.shape[-1])
+    at_a_time = max(1, backend.chunk_of(key) // (n_heads * block * widest))
+    axis = 1 if n_runs > 1 else 2
+    step = max(1, at_a_time // n_blocks) if n_runs > 1 else at_a_time
+    parts = []
+    for first in range(0, key.shape[axis], step):
+        piece = (slice(None),) * axis + (slice(first, min(first + step, key.shape[axis])), ...)
+        run_metric = metric[piece] if n_runs > 1 else metric
+        parts.append(_cluster(backend, key[piece], value[piece], weight[piece], run_metric, n_clusters))
+    return parts[0] if len(parts) == 1 else _together(backend.xp, parts, axis)
+
+
+def _together(xp: Namespace, parts: list[Clusters], axis: int) -> Clusters:
+    """Clusters of blocks along an axis: of several runs, or of the blocks of one run."""
+    arrays = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Clusters)}
+    axes = arrays.pop("axes")
+    joined = {name: xp.concat(column, axis=axis) for name, column in arrays.items()}
+    return Clusters(axes=xp.concat(axes, axis=1) if axis == 1 else axes[0], **joined)
+
+
+def _cluster(
+    backend: Backend, key: Array, value: Array, weight: Array, metric: Array, n_clusters: int
+) -> Clusters:
     xp = backend.xp
     metric = metric[:, :, None, :, :]
     labels = kmeans(xp, backend.stop_gradient(key), weight, metric, n_clusters)

@@ -13,7 +13,7 @@ from scatterbrain_core.routing.layout import Layout, lay_out
 from scatterbrain_core.routing.spending import Spending
 from scatterbrain_core.routing.tree import Tree, grow, padded, view_of_chunk
 from scatterbrain_core.routing.view import Choice, View, chosen, far_partial, opened_pairs, rank
-from scatterbrain_core.routing.visits import Opened, opened_of_chunk, opened_partial, places_of
+from scatterbrain_core.routing.visits import Opened, opened_of_chunk, places_of, with_opened
 from scatterbrain_core.sparse import RoutedClusters
 from scatterbrain_core.sparse.choosing import rows_at
 from scatterbrain_core.tiles import integers
@@ -25,14 +25,16 @@ class Routed:
 
     Attributes
     ----------
-    near, far : Partial
-        On the exact pairs, and off them.
+    near : Partial
+        On the exact pairs; on all where `far` is None.
+    far : Partial or None
+        Off them.
     pairs, rank : array, shape (H, Lq)
-        Exact pairs of each query, and clusters and groups it sees as one.
+        Exact pairs of each query, and clusters and groups it sees as one; zeros where `far` is None.
     """
 
     near: Partial
-    far: Partial
+    far: Partial | None
     pairs: Array
     rank: Array
 
@@ -61,21 +63,21 @@ class Chunk:
     choice: Choice | None = None
 
 
-def solve_routed(problem: Problem, part: RoutedClusters, is_counted: bool = True) -> Routed:
+def solve_routed(problem: Problem, part: RoutedClusters, is_apart: bool = True) -> Routed:
     """Run a problem with a planned part, a chunk of queries at a time.
 
     Parameters
     ----------
-    is_counted : bool
-        Count pairs and rank, which are zeros otherwise.
+    is_apart : bool
+        Keep the two fields apart, and count pairs and rank.
     """
     tree = grow(problem, lay_out(problem, part))
-    chunks = _by_chunk(problem, tree, is_counted)
+    chunks = _by_chunk(problem, tree, is_apart)
     return _joined(problem.xp, [_with_opened(problem, tree, *batch) for batch in chunks], problem.n_queries)
 
 
 def _by_chunk(
-    problem: Problem, tree: Tree, is_counted: bool
+    problem: Problem, tree: Tree, is_apart: bool
 ) -> Iterator[tuple[slice, list[Routed], list[Opened]]]:
     """Results of chunks but for what they opened, and their visits; as many as a backend takes at a time."""
     width = tree.key.shape[-1] + tree.weighted_value.shape[-1]
@@ -87,7 +89,7 @@ def _by_chunk(
             chunk.number * tree.layout.chunk,
             chunk.number * tree.layout.chunk + chunk.query.shape[1],
         )
-        solved.append(_unopened(problem, chunk, is_counted))
+        solved.append(_unopened(problem, chunk, is_apart))
         if chunk.view is not None and chunk.choice is not None:
             visits.append(
                 opened_of_chunk(problem.xp, chunk.choice.opened, chunk.view, start, tree.query.shape[1])
@@ -106,8 +108,8 @@ def _with_opened(
     if not visits:
         return result
     places = places_of(tree.query.shape[1], tree.layout.refined, tree.layout.length)
-    opened = opened_partial(problem.backend, tree.query, rows, visits, tree.keys, places)
-    return replace(result, near=merge(problem.backend, result.near, opened))
+    near = with_opened(problem.backend, result.near, tree.query, rows, visits, tree.keys, places)
+    return replace(result, near=near)
 
 
 def _joined(xp: Namespace, parts: list[Routed], n_queries: int | None = None) -> Routed:
@@ -121,7 +123,7 @@ def _joined(xp: Namespace, parts: list[Routed], n_queries: int | None = None) ->
 
     return Routed(
         partials([part.near for part in parts]),
-        partials([part.far for part in parts]),
+        None if parts[0].far is None else partials([part.far for part in parts if part.far is not None]),
         joined([part.pairs for part in parts]),
         joined([part.rank for part in parts]),
     )
@@ -162,18 +164,18 @@ def _saved(problem: Problem, layout: Layout, view: View, choice: Choice) -> Arra
     return offered - (opened_pairs(xp, view, choice) + rank(xp, view, choice) - coarsest)
 
 
-def _unopened(problem: Problem, chunk: Chunk, is_counted: bool) -> Routed:
+def _unopened(problem: Problem, chunk: Chunk, is_apart: bool) -> Routed:
     """A chunk's result but for the keys of the clusters that it opened, which are counted."""
     backend, xp, view, choice = problem.backend, problem.xp, chunk.view, chunk.choice
     near, pairs = chunk.near, chunk.pairs
     clusters = xp.zeros_like(pairs)
     if view is None or choice is None:
         nothing = Partial(xp.full_like(near.ref, -math.inf), xp.zeros_like(near.acc))
-        return Routed(near, nothing, pairs, clusters)
+        return Routed(near, nothing if is_apart else None, pairs, clusters)
     far = backend.far_partial(view, choice, lambda: far_partial(backend, view, choice))
-    if is_counted:
-        pairs, clusters = pairs + opened_pairs(xp, view, choice), rank(xp, view, choice)
-    return Routed(near, far, pairs, clusters)
+    if not is_apart:
+        return Routed(merge(backend, near, far), None, clusters, clusters)
+    return Routed(near, far, pairs + opened_pairs(xp, view, choice), rank(xp, view, choice))
 
 
 def _near(problem: Problem, tree: Tree, number: int, query: Array) -> tuple[Partial, Array]:

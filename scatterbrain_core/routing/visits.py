@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.backend import Backend
-from scatterbrain_core.normalization import Partial, finite, nothing_seen
+from scatterbrain_core.normalization import Partial, finite, merge
 from scatterbrain_core.problem import HalfPrecision
 from scatterbrain_core.routing.nodes import Clusters
 from scatterbrain_core.routing.view import View
@@ -83,13 +83,15 @@ def opened_of_chunk(xp: Namespace, opened: Array, view: View, first: int, n_rows
     return Opened(row, lo, lo + count)
 
 
-def opened_partial(
-    backend: Backend, query: Array, rows: slice, visits: list[Opened], keys: Keys, places: int
+def with_opened(
+    backend: Backend, near: Partial, query: Array, rows: slice, visits: list[Opened], keys: Keys, places: int
 ) -> Partial:
-    """Exact partial result of some queries on the clusters that they opened, `ref` of shape (H, rows).
+    """Partial result of some queries with the keys of the clusters that they opened.
 
     Parameters
     ----------
+    near : Partial
+        `ref` of shape (H, rows), on other keys; a temporary that may be overwritten.
     query : array, shape (H, R, D)
     rows : slice
         Of the queries whose visits these are.
@@ -102,14 +104,18 @@ def opened_partial(
     row, lo, hi = (xp.concat([getattr(part, name) for part in visits]) for name in ("row", "lo", "hi"))
     row = row // n_rows * shape[1] + row % n_rows - rows.start
     if row.shape[0] == 0:
-        return nothing_seen(backend, query[..., 0], keys.weighted_value)
+        return near
     order = xp.argsort(lo, stable=True)
     in_order = Opened(*(xp.take(x, order) for x in (row, lo, hi)))
     flat = xp.reshape(query, (-1, query.shape[-1]))
-    part = backend.opened_partial(
-        flat, in_order, keys, lambda: _by_tiles(backend, flat, in_order, keys, places)
-    )
-    return Partial(xp.reshape(part.ref, shape), xp.reshape(part.acc, (*shape, part.acc.shape[-1])))
+    width = near.acc.shape[-1]
+    flat_near = Partial(xp.reshape(near.ref, (-1,)), xp.reshape(near.acc, (-1, width)))
+
+    def generic() -> Partial:
+        return merge(backend, flat_near, _by_tiles(backend, flat, in_order, keys, places))
+
+    part = backend.with_opened(flat_near, flat, in_order, keys, generic)
+    return Partial(xp.reshape(part.ref, shape), xp.reshape(part.acc, (*shape, width)))
 
 
 def _by_tiles(backend: Backend, query: Array, visits: Opened, keys: Keys, places: int) -> Partial:

@@ -28,6 +28,8 @@ R = TypeVar("R")
 class NumpyBackend(Backend):
     """Backend for `numpy.ndarray`."""
 
+    # More spills out of the cache.
+    chunk_elements = 2**18
     # Heads are work for threads, but small ones share the cost of a call.
     group_elements = 2**19
     # Of a visit nothing is kept but its row and slots.
@@ -91,12 +93,12 @@ class NumpyBackend(Backend):
         """From the weights that the choice was made from."""
         return choosing.far_partial(view, choice) if isinstance(choice, choosing.Weighted) else generic()
 
-    def opened_partial(
-        self, query: Any, visits: Opened, keys: Keys, generic: Callable[[], Partial]
+    def with_opened(
+        self, near: Partial, query: Any, visits: Opened, keys: Keys, generic: Callable[[], Partial]
     ) -> Partial:
         """A cluster at a time."""
         del generic
-        return visiting.opened_partial(query, visits, keys)
+        return visiting.with_opened(near, query, visits, keys)
 
     def scatter_add(self, total: Any, index: Any, rows: Any) -> Any:
         """`total` with rows added in place; NumPy's loops run along the longer side of `rows`."""

@@ -15,13 +15,11 @@ from scatterbrain_core.routing.visits import Keys, Opened
 TILE_QUERIES = 32
 
 
-def opened_partial(query: Any, visits: Opened, keys: Keys) -> Partial:
-    """As `routing.visits.opened_partial`, for query rows (R, D)."""
+def with_opened(near: Partial, query: Any, visits: Opened, keys: Keys) -> Partial:
+    """As `routing.visits.with_opened`, for query rows (R, D); `near` is overwritten."""
     every: Any = visits
     lo, row = every.lo, every.row
-    ref = np.full(len(query), -np.inf, query.dtype)
-    sums: Any = keys.weighted_value
-    acc = np.zeros((len(query), sums.shape[1]), query.dtype)
+    ref, acc = near.ref, near.acc
     edges = np.concatenate([[0], 1 + np.flatnonzero(np.diff(lo)), [len(lo)]]).tolist()
     starts, stops = lo[edges[:-1]].tolist(), every.hi[edges[:-1]].tolist()
     for (first, last), start, stop in zip(pairwise(edges), starts, stops, strict=True):
