@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from problems import draw_problem, eps
 
 import scatterbrain_core as sb
-from scatterbrain_backends.numpy_ import NumpyBackend, choosing, runs, threads, visiting
+from scatterbrain_backends.numpy_ import NumpyBackend, choosing, merging, runs, threads, visiting
 from scatterbrain_backends.numpy_.sorting import stable_argsort
 from scatterbrain_core.backend import Backend
-from scatterbrain_core.normalization import Partial
+from scatterbrain_core.normalization import Partial, running_merge
 from scatterbrain_core.routing.selection import curve_of
 from scatterbrain_core.routing.visits import Keys, Opened
 
@@ -317,6 +317,23 @@ def test_bars_of_counted_gains_are_those_of_sorted_ones(gains, limit, seed):
     cost = rng.integers(1, 5, len(gains)).astype(float)
     expected = curve_of(xp, gain[None, None], cost[None, None]).bar(xp, np.full((1, 1, 1), limit))
     assert choosing._Curve(gain, cost, 1).bar(limit) == expected[0, 0, 0]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), max_size=5),
+    rank=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_running_merges_are_those_of_the_array_api_code(lengths, rank, seed):
+    rng = np.random.default_rng(seed)
+    segment = np.repeat(np.arange(len(lengths)), lengths)
+    ref = rng.choice([-np.inf, -800.0, 0.0, 1.5, 900.0], (len(segment), rank))
+    acc = rng.random((len(segment), rank, 2)) * (ref > -np.inf)[..., None]
+    got = merging.running_merge(ref, acc, segment)
+    generic = Backend(xp)
+    expected = running_merge(generic, Partial(ref, acc), segment, max(lengths, default=0))
+    np.testing.assert_array_equal(got[0], expected.ref)
+    np.testing.assert_allclose(got[1], expected.acc, rtol=1e-12, atol=1e-300)
 
 
 def test_a_visit_is_rounded_alike_whoever_else_visits(rng):

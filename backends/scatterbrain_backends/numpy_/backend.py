@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from scatterbrain_backends.numpy_ import choosing, runs, visiting
+from scatterbrain_backends.numpy_ import choosing, merging, runs, visiting
 from scatterbrain_backends.numpy_.sorting import stable_argsort
 from scatterbrain_backends.numpy_.threads import map_on_threads
 from scatterbrain_core.backend import Backend
@@ -76,6 +76,13 @@ class NumpyBackend(Backend):
     ) -> Sorted:
         """Queries and keys sorted by bucket, then by rank."""
         return sort_jointly(self.xp, key_bucket, query_bucket, key_rank, query_rank, stable_argsort)
+
+    def running_merge(
+        self, ref: Any, acc: Any, segment: Any, generic: Callable[[], tuple[Any, Any]]
+    ) -> tuple[Any, Any]:
+        """One after the other."""
+        del generic
+        return merging.running_merge(ref, acc, segment)
 
     def choose(
         self,
