@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from libraries import make_library
 from oracle import relative_error, tolerance
-from problems import draw_problem
+from problems import draw_problem, eps
 from routed_choices import library_choices
 from routed_oracle import layout_of, routed
 
@@ -89,7 +89,8 @@ def test_values_are_the_transcriptions(library, dtype, is_causal, rng, n_queries
     assert est.stderr is None
     assert_same_values(library, est, expected, tolerance(dtype, *arrays[:2]))
     output = sb.attention(*library.arrays(*arrays), method=method(entries), is_causal=is_causal)
-    np.testing.assert_array_equal(library.to_numpy(output), library.to_numpy(est.output))
+    # Fields that are not kept apart are merged in another order.
+    assert relative_error(library.to_numpy(output), library.to_numpy(est.output)) <= 32 * eps(dtype)
 
 
 @pytest.mark.parametrize("other", ["torch", "array_api_strict"])
@@ -138,10 +139,12 @@ def test_masks(library, is_causal, rng, hides):
     assert relative_error(output, expected.output) <= tolerance("float64", q, k)
     np.testing.assert_array_equal(np.isneginf(library.to_numpy(est.lse)), np.isneginf(expected.lse))
     assert est.cost.pairs == pytest.approx(expected.pairs.mean())
+    before = sb.attention(*library.arrays(q, k, v), attn_mask=library.asarray(mask), **options)
+    assert relative_error(library.to_numpy(before), output) <= 1e-13
     for x, hidden in ((q, ~rows), (k, ~keys), (v, ~keys)):
         x[hidden] = rng.standard_normal((hidden.sum(), x.shape[-1])) * 100
     changed = sb.attention(*library.arrays(q, k, v), attn_mask=library.asarray(mask), **options)
-    np.testing.assert_array_equal(library.to_numpy(changed), output)
+    np.testing.assert_array_equal(library.to_numpy(changed), library.to_numpy(before))
 
 
 def test_grouped_heads(library, is_causal, rng):

@@ -91,7 +91,7 @@ MASKS = [
         "features of hidden keys",
         "references taken over masked keys too",
         f"{CORE}/low_rank/feature_map.py",
-        "key = self.kernel.hide(xp, key, problem.key_mask)",
+        "key = self.kernel.hide(problem.xp, key, problem.key_mask)",
         "key = key + 0.0",
         ("tests/test_masks.py::test_hidden_keys_are_as_good_as_absent_at_large_norms",),
         "numpy and not readonly",
