@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from scatterbrain_backends.numpy_ import NumpyBackend
+from scatterbrain_core.backend import Backend
+
 
 def draw_problem(rng, n_queries, n_keys, dim=5, lead=(2,), columns=3, dtype="float64"):
     """Query (..., n_queries, dim), key and value of independent standard normal entries."""
@@ -26,3 +29,9 @@ def own_coordinates(x):
 def eps(dtype):
     """Rounding unit of a dtype."""
     return float(np.finfo(dtype).eps)
+
+
+def set_chunks(monkeypatch, elements):
+    """Let temporaries have so many elements on the CPU, whatever the library."""
+    for backend in (Backend, NumpyBackend):
+        monkeypatch.setattr(backend, "chunk_elements", elements)

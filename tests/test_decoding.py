@@ -13,7 +13,7 @@ from hypothesis import given
 from libraries import make_library
 from oracle import BY_CONTENT, CAUSAL, METHODS, relative_error, tolerance
 from parts import Segments
-from problems import draw_problem
+from problems import draw_problem, set_chunks
 
 import scatterbrain_core as sb
 from scatterbrain_core.decoding import calls
@@ -318,7 +318,7 @@ def test_pairs_are_worked_in_chunks(library, rng, monkeypatch):
     for name in ("limited", "tables", "exact"):
         expected, _ = decode(library, METHODS[name], q, k, v, (20, 20))
         with monkeypatch.context() as patch:
-            patch.setattr("scatterbrain_core.backend.Backend.chunk_elements", 1)
+            set_chunks(patch, 1)
             got, _ = decode(library, METHODS[name], q, k, v, (20, 20))
         assert relative_error(got, expected) <= 1e-13
 

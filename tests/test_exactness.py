@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from oracle import BY_CONTENT, METHODS, oracle, relative_error, tolerance
-from problems import draw_problem, eps
+from problems import draw_problem, eps, set_chunks
 from scipy.special import softmax
 
 import scatterbrain_core as sb
@@ -162,7 +162,7 @@ def test_many_heads_in_groups_are_the_same(library, rng, monkeypatch, method, ma
     arguments["attn_mask"] = None if mask is None else library.asarray(mask)
     whole = sb.estimate(*arrays, **arguments)
     monkeypatch.setattr(backend_of(query=arrays[0]), "group_elements", 1)
-    monkeypatch.setattr("scatterbrain_core.backend.Backend.chunk_elements", 1)
+    set_chunks(monkeypatch, 1)
     parts = sb.estimate(*arrays, **arguments)
     for name in ("output", "lse", *(["stderr"] if method == "scatterbrain" else [])):
         got, expected = (library.to_numpy(getattr(est, name)) for est in (parts, whole))

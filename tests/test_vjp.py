@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from libraries import make_library
 from oracle import METHODS, relative_error
-from problems import draw_problem
+from problems import draw_problem, set_chunks
 from scipy.special import softmax
 
 import scatterbrain_core as sb
 from scatterbrain_core import far_field, gradients
-from scatterbrain_core.backend import Backend, backend_of
+from scatterbrain_core.backend import backend_of
 from scatterbrain_core.differentiation import TracingBackend
 from scatterbrain_core.low_rank import kernels
 
@@ -141,7 +141,7 @@ def test_a_support_of_everything_has_the_gradient_of_softmax(library, dtype, is_
 def test_small_chunks_change_rounding_alone(is_causal, monkeypatch, name):
     """Many chunks of tiles, blocks of rows and groups of heads, each run again on the way back."""
     arrays, cotangent, arguments, expected = many_tiles(name, "float64", is_causal)
-    monkeypatch.setattr(Backend, "chunk_elements", 2**12)
+    set_chunks(monkeypatch, 2**12)
     monkeypatch.setattr(gradients, "RECORDED_GROUP_ELEMENTS", 1)
     assert_same(with_vjp(make_library("numpy"), arrays, cotangent, **arguments), expected)
 
@@ -348,7 +348,7 @@ FIXED = {
 def test_memory_is_linear(is_causal, monkeypatch, name):
     """Twice the length takes about twice the memory."""
     method, chunk = FIXED[name]
-    monkeypatch.setattr(Backend, "chunk_elements", chunk)
+    set_chunks(monkeypatch, chunk)
 
     def peak(n):
         arrays = np.random.default_rng(0).standard_normal((3, n, 16)).astype(np.float32)
@@ -365,7 +365,7 @@ def test_memory_is_linear(is_causal, monkeypatch, name):
 
 
 def test_memory_of_a_dense_mask_is_that_of_the_mask(monkeypatch):
-    monkeypatch.setattr(Backend, "chunk_elements", 2**14)
+    set_chunks(monkeypatch, 2**14)
     n = 1024
     arrays = np.random.default_rng(0).standard_normal((3, n, 16)).astype(np.float32)
     mask = np.tri(n, dtype=bool)
