@@ -17,6 +17,7 @@ from scatterbrain_backends.numpy_ import NumpyBackend, choosing, merging, runs, 
 from scatterbrain_backends.numpy_.sorting import stable_argsort
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.normalization import Partial, running_merge
+from scatterbrain_core.random import Draws
 from scatterbrain_core.routing.selection import curve_of
 from scatterbrain_core.routing.visits import Keys, Opened
 
@@ -93,6 +94,17 @@ def test_fast_path_at_any_shape(n_queries, n_keys, bits, limit, spread, seed):
     np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-11)
 
 
+def test_features_off_a_run_of_all_keys_do_not_count(rng, taken):
+    """Far larger than the weights of the keys, as for vectors along a row of W, they would hide these."""
+    method = sb.Scatterbrain(sb.PositiveFeatures(8), sb.RandomHyperplanes(0))
+    (rows,) = method.low_rank.draw(Draws(0).feature_generator(), 256)
+    x = (rows[:1] / 2 + 0.01 * rng.standard_normal((30, 256))).astype(np.float32)
+    got = sb.attention(x, x, x, method=method, scale=1.0)
+    assert taken == [True]
+    expected = sb.attention(x, x, x, method="exact", scale=1.0)
+    assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
 def test_far_apart_runs_are_left_to_the_array_api_code(rng, taken):
     """A feature's sum off the run of its largest would vanish beside it in one sum with one reference."""
     q, k, v = draw_problem(rng, 40, 40, dtype="float32")
@@ -153,6 +165,9 @@ def test_torch_on_the_cpu_is_numpys(rng, taken):
     got = sb.attention(*tensors, attn_mask=torch.asarray(mask), **arguments)
     assert all(taken)
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-5, atol=1e-6)
+    negated = torch.complex(torch.zeros_like(tensors[0]), -tensors[0]).conj().imag  # its bit is set
+    again = sb.attention(negated, *tensors[1:], attn_mask=torch.asarray(mask), **arguments)
+    np.testing.assert_array_equal(again.numpy(), got.numpy())
     tensors[0].requires_grad_()
     with torch.no_grad():
         again = sb.attention(*tensors, attn_mask=torch.asarray(mask), **arguments)
@@ -298,6 +313,22 @@ def test_choices_are_those_of_the_array_api_code(rng, is_causal, masked, entries
     assert got.cost == expected.cost
 
 
+def test_choices_of_sampled_rows_are_those_of_the_array_api_code(rng, is_causal):
+    """Where chunks have more rows than are sampled, and causal ones take the bars of the chunk before."""
+    q, k, v = draw_problem(rng, 2048, 2048, dim=16, lead=(1,))
+    arguments = {"method": sb.Scatterbrain(sparse=sb.RoutedClusters(128.0)), "is_causal": is_causal}
+    got, expected = sb.estimate(1.5 * q, k, v, **arguments), by_generic_choices(1.5 * q, k, v, **arguments)
+    np.testing.assert_allclose(got.output, expected.output, rtol=1e-9, atol=1e-11)
+    assert got.cost == expected.cost
+
+
+def test_nothing_is_chosen_where_nothing_gains_and_nothing_may_be_spent():
+    q, k, v = np.random.default_rng(5).standard_normal((3, 100, 1))
+    arguments = {"method": sb.Scatterbrain(sparse=sb.RoutedClusters(10.0)), "is_causal": True}
+    got, expected = sb.estimate(q, k, v, **arguments), by_generic_choices(q, k, v, **arguments)
+    np.testing.assert_allclose(got.output, expected.output, rtol=1e-9, atol=1e-11)
+
+
 def test_a_query_that_is_not_finite_refines_nothing_and_spreads_to_its_own_row(rng):
     q, k, v = draw_problem(rng, 300, 300)
     arguments = {"method": sb.Scatterbrain(sparse=sb.RoutedClusters(40.0)), "check_finite": False}
@@ -311,7 +342,7 @@ def test_a_query_that_is_not_finite_refines_nothing_and_spreads_to_its_own_row(r
 
 @given(
     gains=st.lists(st.sampled_from([0.0, 1e-30, 0.5, 0.5001, 1.0, 3.0, 1e30]), min_size=4, max_size=40),
-    limit=st.floats(0, 60),
+    limit=st.floats(-9, 60),
     seed=st.integers(0, 99),
 )
 def test_bars_of_counted_gains_are_those_of_sorted_ones(gains, limit, seed):

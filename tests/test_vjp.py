@@ -375,3 +375,12 @@ def test_memory_of_a_dense_mask_is_that_of_the_mask(monkeypatch):
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 4 * n**2
+
+
+def test_the_gradient_is_that_of_the_output_where_rows_are_sampled(library, is_causal):
+    """The output is linear in the values: with them, their gradient gives it back."""
+    rng = np.random.default_rng(0)
+    q, k, v, cotangent = rng.standard_normal((4, 1, 2048, 16))
+    arguments = {"method": sb.Scatterbrain(sparse=sb.RoutedClusters(128.0)), "is_causal": is_causal}
+    output, *_, d_value = with_vjp(library, (1.5 * q, k, v), cotangent, **arguments)
+    assert np.sum(d_value * v) == pytest.approx(np.sum(output * cotangent), rel=1e-10)

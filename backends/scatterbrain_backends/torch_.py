@@ -112,7 +112,7 @@ class TorchBackend(Backend):
 
 
 def _as_numpy(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x.detach().numpy() for x in tensors)
+    return tuple(x.detach().resolve_neg().numpy() for x in tensors)
 
 
 def _on_numpy(problem: Problem) -> Problem:

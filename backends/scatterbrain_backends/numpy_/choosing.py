@@ -158,9 +158,9 @@ def _choose(
     to_split = (between @ columns.one_hot) * (per_member * (split_cost <= limits.most))
     to_open = within + between
     to_open *= per_key * (count <= limits.most)
-    first = _Selection([to_split, to_open], [split_cost, count], limits.mean, limits.most)
-    bar = first.at_mean if limits.bars is None else limits.bars[0]
-    is_split = first.above(bar)[0] | ~several
+    bars = limits.bars or (None, None)
+    first = _Selection([to_split, to_open], [split_cost, count], limits.mean, limits.most, bars[0])
+    is_split = first.chosen()[0] | ~several
     spent = is_split @ split_cost
     apart = is_split.astype(share.dtype).take(columns.group, axis=1)
 
@@ -170,8 +170,8 @@ def _choose(
     cost *= count > 0
     to_open = _gains_apart(within, between, apart, count, per_key)
     to_open *= cost <= most[:, None]
-    second = _Selection([to_open], [cost], limits.mean - float(spent.mean()), most)
-    opened = second.above(second.at_mean if limits.bars is None else limits.bars[1])[0]
+    second = _Selection([to_open], [cost], limits.mean - float(spent.mean()), most, bars[1])
+    (opened,) = second.chosen()
     return opened, apart, first.at_mean, second.at_mean, weights
 
 
@@ -208,10 +208,11 @@ def _gains_apart(within: Any, between: Any, apart: Any, count: Any, per_key: Any
 class _Selection:
     """Rows of items, each with a gain and a cost an item or an item and row, in one array or several.
 
-    `at_mean` is the bar at which the rows spend the mean, as `selection.select` has it.
+    `at_mean` is the bar at which the rows spend the mean, as `selection.select` has it: as a sample of them
+    does where a bar is given.
     """
 
-    def __init__(self, gains: list[Any], costs: list[Any], mean: float, most: Any) -> None:
+    def __init__(self, gains: list[Any], costs: list[Any], mean: float, most: Any, bar: float | None) -> None:
         self.gains, self.costs, self.most = gains, costs, most
         self.tried: tuple[float, list[Any], Any] | None = None
         n_rows = len(gains[0])
@@ -226,7 +227,9 @@ class _Selection:
             np.concatenate([x.ravel() for x in prices]),
             len(sample[0]),
         )
-        self.at_mean = self._corrected(curve, mean) if stride > 1 else curve.bar(mean)
+        is_sample = bar is None and stride > 1
+        self.at_mean = self._corrected(curve, mean) if is_sample else curve.bar(mean)
+        self.bar = self.at_mean if bar is None else bar
 
     def _corrected(self, curve: _Curve, mean: float) -> float:
         """The least bar tried at which all rows, not those of the curve alone, spend the mean."""
@@ -247,9 +250,9 @@ class _Selection:
             self.tried = bar, above, spent
         return self.tried[1:]
 
-    def above(self, bar: float) -> list[Any]:
+    def chosen(self) -> list[Any]:
         """What gains more than the bar, less the least gains where a row would spend more than its most."""
-        above, spent = self._try(bar)
+        above, spent = self._try(self.bar)
         over = np.flatnonzero(spent > self.most + PART_OF_ENTRY)
         if len(over):
             bars = self._bars_of_rows(over)
@@ -284,6 +287,8 @@ class _Curve:
 
     def bar(self, limit: float) -> float:
         """The greatest gain that no longer fits a limit; 0 where all fit."""
+        if not len(self.gain):
+            return 0.0
         room = limit * self.n_rows + PART_OF_ENTRY
         place = int(np.searchsorted(self.up_to, room, side="right"))
         if place == len(self.up_to):

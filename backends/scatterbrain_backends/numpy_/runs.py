@@ -249,7 +249,10 @@ def _attend_chunk(head: Head, keys: _Keys, ref: Any, up_to: Any, from_on: Any, o
     starts, stops = (x[groups] - first_run for x in (head.start, head.stop))
     of_groups = zip(pairwise((places - places[0]).tolist()), starts.tolist(), stops.tolist(), strict=True)
     for (a, b), start, stop in of_groups:
-        tiles.attend(a, b, slice(*keys.edges[[start, stop]].tolist()), up_to[start] + from_on[stop])
+        off_run = up_to[start] + from_on[stop]
+        if stop - start == head.n_runs:
+            off_run = off_run[:0]  # features with no key behind them may not set a row's reference
+        tiles.attend(a, b, slice(*keys.edges[[start, stop]].tolist()), off_run)
     output[rows] = result
 
 
@@ -275,7 +278,7 @@ class _Tiles:
             b = min(a + self.n_rows, last)
             weights = self.weights[: (b - a) * len(values)].reshape(b - a, -1)
             np.matmul(self.query[a:b], key, out=weights[:, :n_keys])
-            weights[:, n_keys:] = self.log_weights[a:b]
+            weights[:, n_keys:] = self.log_weights[a:b, : len(off_run)]
             weights -= weights.max(axis=1, keepdims=True)
             np.exp(weights, out=weights)
             sums = np.matmul(weights, values, out=self.sums[: b - a])
