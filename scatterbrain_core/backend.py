@@ -7,6 +7,7 @@ on `Backend` itself, which is plain array-API code.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, wraps
@@ -16,7 +17,7 @@ from array_api_compat import array_namespace, device
 
 from scatterbrain_core._checks import type_name
 from scatterbrain_core._typing import Array, Namespace
-from scatterbrain_core.tiles import Sorted, integers, longest_run
+from scatterbrain_core.tiles import Sorted, combined
 
 if TYPE_CHECKING:
     from scatterbrain_core.estimator import Projections
@@ -312,18 +313,7 @@ class Backend:
         xp = self.xp
         if 0 in rows.shape:
             return total
-        order = xp.argsort(index, stable=True)
-        index, sums = xp.take(index, order), xp.take(rows, order, axis=0)
-        ones = (1,) * (rows.ndim - 1)
-        # Sums of runs of equal indices, by doubling: differences of running sums would lose digits.
-        for step in (2**i for i in range((longest_run(xp, index) - 1).bit_length())):
-            same = xp.reshape(index[step:] == index[:-step], (-1, *ones))
-            more = sums[step:, ...] + xp.where(same, sums[:-step, ...], 0.0)
-            sums = xp.concat([sums[:step, ...], more], axis=0)
-        numbers = integers(xp, total.shape[0], index)
-        end = xp.searchsorted(index, numbers, side="right")
-        is_named = xp.reshape(xp.searchsorted(index, numbers, side="left") < end, (-1, *ones))
-        return total + xp.where(is_named, xp.take(sums, xp.maximum(end - 1, 0), axis=0), 0.0)
+        return total + combined(xp, rows, index, total.shape[0], operator.add, 0.0)
 
 
 def in_full_precision(position: int = 0) -> Callable[[Callable[P, R]], Callable[P, R]]:

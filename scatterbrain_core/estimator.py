@@ -78,6 +78,7 @@ def attend(problem: Problem, method: Scatterbrain, projections: Projections) -> 
     groups = feature_slices(method, 1)
 
     def generic(part: Problem, drawn: Projections) -> Array:
+        part = part.afresh()  # the list of groups lives on
         result = _solve_heads(part, method, drawn, groups, count_pairs=False)
         return normalize(part.backend, total(part, result))[0]
 
@@ -130,7 +131,7 @@ def solve(
     """
 
     def of_group(part: Problem) -> Result:
-        return _solve_heads(part, method, projections, groups, count_pairs)
+        return _solve_heads(part.afresh(), method, projections, groups, count_pairs)
 
     results = problem.backend.map(of_group, head_groups(problem, method))
     xp = problem.xp

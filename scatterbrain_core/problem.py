@@ -58,7 +58,7 @@ class Problem:
         Query, key and value as they came, but for their leading axes; or in form.
     in_form : bool
         Whether `arrays` are what `query`, `key` and `value` give. Otherwise these are made when they are
-        asked for: of a few heads at a time, no copy of all of them is ever there.
+        asked for: `attention` asks for those of a few heads at a time.
     key_mask : array of bool, shape (H, Lk), or None
         False hides a key from every query.
     row_mask : array of bool, shape (H, Lq), or None
@@ -193,6 +193,10 @@ class Problem:
         """The problem a few heads at a time."""
         starts = range(0, self.n_heads, step)
         return [self.of_heads(slice(first, min(first + step, self.n_heads))) for first in starts]
+
+    def afresh(self) -> Problem:
+        """The same problem with nothing computed `once` yet: what it computes goes when it goes."""
+        return replace(self)
 
     def unflatten(self, rows: Array) -> Array:
         """(H, Lq, ...) back to (..., Lq, ...)."""

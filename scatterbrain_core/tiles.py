@@ -128,6 +128,33 @@ def longest_run(xp: Namespace, group: Array) -> int:
     )
 
 
+def combined(
+    xp: Namespace, x: Array, index: Array, n: int, combine: Callable[[Array, Array], Array], nothing: float
+) -> Array:
+    """Rows of equal index combined, shape (n, ...); `nothing` at an index that no row has.
+
+    Parameters
+    ----------
+    x : array, shape (r, ...)
+        At least one row.
+    index : array of int, shape (r,)
+    combine : callable
+        Of two arrays, associative and with `nothing` as its unit.
+    """
+    order = xp.argsort(index, stable=True)
+    index, x = xp.take(index, order), xp.take(x, order, axis=0)
+    ones = (1,) * (x.ndim - 1)
+    # Runs of equal indices by doubling: differences of running sums would lose digits.
+    for step in (2**i for i in range((longest_run(xp, index) - 1).bit_length())):
+        same = xp.reshape(index[step:] == index[:-step], (-1, *ones))
+        more = combine(x[step:, ...], xp.where(same, x[:-step, ...], nothing))
+        x = xp.concat([x[:step, ...], more], axis=0)
+    numbers = integers(xp, n, index)
+    end = xp.searchsorted(index, numbers, side="right")
+    is_named = xp.reshape(xp.searchsorted(index, numbers, side="left") < end, (-1, *ones))
+    return xp.where(is_named, xp.take(x, xp.maximum(end - 1, xp.zeros_like(end)), axis=0), nothing)
+
+
 def invert(xp: Namespace, order: Array) -> Array:
     """Inverse of a permutation."""
     return xp.argsort(order, stable=False)

@@ -40,5 +40,15 @@ def test_without_valgrind_it_says_so(monkeypatch, capsys):
     assert "valgrind is not installed" in capsys.readouterr().out
 
 
-def test_the_calls_run():
+def test_the_calls_run_between_their_marks(monkeypatch):
+    steps, attention = [], instructions.sb.attention
+
+    def spy(*arrays, **arguments):
+        steps.append(arguments)
+        return attention(*arrays, **arguments)
+
+    monkeypatch.setattr(instructions.os, "getpgid", lambda _: steps.append("mark"))
+    monkeypatch.setattr(instructions.sb, "attention", spy)
     instructions.make_calls()
+    calls = instructions.CALLS.values()
+    assert steps == [step for call in calls for step in (call, "mark", call, "mark")]

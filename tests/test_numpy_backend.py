@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -155,6 +155,22 @@ def test_no_bit_depends_on_the_number_of_threads(rng, monkeypatch, name):
             np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_the_form_of_a_head_goes_with_it(rng, monkeypatch, is_causal):
+    """A head more takes the memory of its output: no scaled copies of all queries and keys are held."""
+    monkeypatch.setattr(NumpyBackend, "group_elements", 1)
+    sb.set_num_threads(1)
+    q, k, v = draw_problem(rng, 1024, 1024, dim=32, lead=(12,), columns=32, dtype="float32")
+    peaks = []
+    for n in (1, 4, 12):  # the first call imports and caches
+        tracemalloc.start()
+        sb.attention(q[:n], k[:n], v[:n], is_causal=is_causal)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    sb.set_num_threads(None)
+    assert peaks[2] - peaks[1] <= 1.3 * v[:8].nbytes
+
+
 def test_torch_on_the_cpu_is_numpys(rng, taken):
     torch = pytest.importorskip("torch")
     arrays = draw_problem(rng, 70, 60, lead=(2, 3), dtype="float32")
@@ -215,13 +231,14 @@ def test_workers_keep_the_order_and_the_context_of_the_call(two_threads):
 
 def test_an_error_ends_the_work_and_leaves_no_thread(two_threads):
     begun, before = [], threading.active_count()
+    numbers = np.random.default_rng(0).random(10_000)
 
     def work(i):
         begun.append(i)
         if i == 0:
             raise KeyboardInterrupt
         # What it maps in turn sees the end of the call.
-        threads.map_on_threads(lambda _: time.sleep(0.001), range(100_000))
+        threads.map_on_threads(lambda _: np.sort(numbers), range(100_000))
 
     with pytest.raises(KeyboardInterrupt):
         threads.map_on_threads(work, range(1000))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.normalization import Partial, merge, softmax_partial
@@ -12,7 +13,7 @@ from scatterbrain_core.problem import Problem
 from scatterbrain_core.routing.layout import Layout, lay_out
 from scatterbrain_core.routing.spending import Spending
 from scatterbrain_core.routing.tree import Tree, grow, padded, view_of_chunk
-from scatterbrain_core.routing.view import Choice, View, chosen, far_partial, opened_pairs, rank
+from scatterbrain_core.routing.view import Choice, View, choose, far_partial, opened_pairs, rank
 from scatterbrain_core.routing.visits import Opened, opened_of_chunk, places_of, with_opened
 from scatterbrain_core.sparse import RoutedClusters
 from scatterbrain_core.sparse.choosing import rows_at
@@ -148,7 +149,8 @@ def choose_by_chunk(problem: Problem, tree: Tree) -> Iterator[Chunk]:
             else padded(problem.xp, problem.row_mask, tree.query.shape[1])[:, rows]
         )
         allowance = spending.allowance(problem, tree.layout)
-        choice, bars = chosen(backend, view.constant(backend), near, is_row, allowance)
+        seen = (view.constant(backend), near, is_row, allowance)
+        choice, bars = backend.choose(*seen, partial(choose, backend, *seen))
         if problem.is_causal:
             spending = spending.after(problem, _saved(problem, tree.layout, view, choice), bars)
         yield replace(chunk, view=view, choice=choice)
@@ -172,7 +174,7 @@ def _unopened(problem: Problem, chunk: Chunk, is_apart: bool) -> Routed:
     if view is None or choice is None:
         nothing = Partial(xp.full_like(near.ref, -math.inf), xp.zeros_like(near.acc))
         return Routed(near, nothing if is_apart else None, pairs, clusters)
-    far = backend.far_partial(view, choice, lambda: far_partial(backend, view, choice))
+    far = backend.far_partial(view, choice, partial(far_partial, backend, view, choice))
     if not is_apart:
         return Routed(merge(backend, near, far), None, clusters, clusters)
     return Routed(near, far, pairs + opened_pairs(xp, view, choice), rank(xp, view, choice))

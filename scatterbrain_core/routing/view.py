@@ -96,15 +96,6 @@ def second_order(xp: Namespace, mean: Array, spread: Array, count: Array) -> Arr
     return xp.where(there[:, None, :], logit, -math.inf)
 
 
-def chosen(
-    backend: Backend, view: View, near: Partial, is_row: Array | None, allowance: Allowance
-) -> tuple[Choice, tuple[Array, Array]]:
-    """`choose`, by the backend's own way where it has one."""
-    return backend.choose(
-        view, near, is_row, allowance, lambda: choose(backend, view, near, is_row, allowance)
-    )
-
-
 def choose(
     backend: Backend, view: View, near: Partial, is_row: Array | None, allowance: Allowance
 ) -> tuple[Choice, tuple[Array, Array]]:

@@ -14,7 +14,7 @@ from scatterbrain_core.routing.view import View
 from scatterbrain_core.rows import Pairs, exact_weights
 from scatterbrain_core.sparse_correction import interval_partial, unblock_partial
 from scatterbrain_core.tables import Intervals
-from scatterbrain_core.tiles import cut, gather, integers, longest_run, power_of_two, where_true
+from scatterbrain_core.tiles import combined, cut, gather, integers, power_of_two, where_true
 
 TILE = (64, 16)
 LEAST_PLACES = 8
@@ -122,7 +122,7 @@ def _by_tiles(backend: Backend, query: Array, visits: Opened, keys: Keys, places
     """The partial result of every visit, and these merged by row."""
     xp, n_rows = backend.xp, query.shape[0]
     part = _visits(backend, query, visits, keys, places)
-    ref = _largest(xp, part.ref, visits.row, n_rows)
+    ref = combined(xp, part.ref, visits.row, n_rows, xp.maximum, -math.inf)
     step = xp.exp(part.ref - xp.take(finite(backend, ref), visits.row))
     return Partial(ref, backend.segment_sum(part.acc * step[:, None], visits.row, n_rows))
 
@@ -136,19 +136,6 @@ def _visits(backend: Backend, query: Array, visits: Opened, keys: Keys, places: 
     pairs = Pairs(gather(xp, query, visits.row), keys.key, exact_weights, keys.half)
     part = interval_partial(backend, blocks, intervals, pairs, keys.weighted_value, TILE[1])
     return unblock_partial(backend, blocks, order, part)
-
-
-def _largest(xp: Namespace, x: Array, row: Array, n_rows: int) -> Array:
-    """The largest number of each row, shape (n_rows,); -inf for a row without any."""
-    order = xp.argsort(row, stable=True)
-    row, x = xp.take(row, order), xp.take(x, order)
-    for step in (2**i for i in range(max(longest_run(xp, row) - 1, 0).bit_length())):
-        before = xp.where(row[step:] == row[:-step], x[:-step], -math.inf)
-        x = xp.concat([x[:step], xp.maximum(x[step:], before)])
-    numbers = integers(xp, n_rows, row)
-    end = xp.searchsorted(row, numbers, side="right")
-    is_there = xp.searchsorted(row, numbers, side="left") < end
-    return xp.where(is_there, xp.take(x, xp.maximum(end - 1, xp.zeros_like(end))), -math.inf)
 
 
 def sorted_slots(xp: Namespace, clusters: Clusters, in_cluster: Array) -> tuple[Array, Array]:

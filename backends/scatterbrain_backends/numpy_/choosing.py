@@ -33,26 +33,29 @@ class Weighted(Choice):
         exp(view.logit - ref).
     apart : ndarray, shape (H, R, K)
         1.0 where a cluster is seen apart from its group.
+    columns : list of _Columns
+        Of each head.
     """
 
     ref: Any
     weight: Any
     apart: Any
+    columns: list[_Columns]
 
 
 def choose(view: View, near: Partial, is_row: Any, allowance: Allowance) -> Found:
     """As `routing.view.choose`; a query whose weights are not finite refines nothing."""
     v: Any = view
     parts = []
-    for head in range(v.count.shape[0]):
-        columns = _Columns.of(v, head)
+    every = _columns(v)
+    for head, columns in enumerate(every):
         weights = _weights(v.logit[head], near.ref[head], near.acc[head, :, -1])
         rows = None if is_row is None else is_row[head]
         parts.append(_choose(columns, v.spread[head], weights, rows, _Limits.of(allowance, head)))
     opened, apart, first, second = (np.stack(x) for x in zip(*(part[:4] for part in parts), strict=True))
     ref, weight = (np.stack([getattr(part[4], name) for part in parts]) for name in ("ref", "weight"))
     bars = (first.reshape(-1, 1, 1).astype(ref.dtype), second.reshape(-1, 1, 1).astype(ref.dtype))
-    return Weighted(opened, apart > 0, ref, weight, apart), bars
+    return Weighted(opened, apart > 0, ref, weight, apart, every), bars
 
 
 def far_partial(view: View, choice: Weighted) -> Partial:
@@ -60,8 +63,7 @@ def far_partial(view: View, choice: Weighted) -> Partial:
     v: Any = view
     opened: Any = choice.opened
     parts = []
-    for head in range(v.count.shape[0]):
-        columns = _Columns.of(v, head)
+    for head, columns in enumerate(choice.columns):
         kept = 1 - opened[head].astype(choice.weight.dtype)
         kept *= v.logit[head] > -np.inf
         weight = choice.weight[head] * kept
@@ -94,13 +96,16 @@ class _Columns:
     part: Any
     members: Any
 
-    @classmethod
-    def of(cls, view: Any, head: int) -> _Columns:
-        count, one_hot = view.count[head], view.group[head]
-        width, (distance, part) = view.width[head], distances(np, view)
+
+def _columns(view: Any) -> list[_Columns]:
+    distance, part = distances(xp, view)
+    found = []
+    for head, (count, one_hot) in enumerate(zip(view.count, view.group, strict=True)):
         members = (count > 0).astype(count.dtype) @ one_hot
-        within = width / np.maximum(count, 1)
-        return cls(count, one_hot.argmax(axis=1), one_hot, within, distance[head], part[head], members)
+        within = view.width[head] / np.maximum(count, 1)
+        group = one_hot.argmax(axis=1)
+        found.append(_Columns(count, group, one_hot, within, distance[head], part[head], members))
+    return found
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from scatterbrain_backends.numpy_.sorting import edges_of_runs
 from scatterbrain_backends.numpy_.threads import map_on_threads
 from scatterbrain_core.estimator import Projections, lay_out
 from scatterbrain_core.low_rank import FeatureMap
@@ -105,11 +106,11 @@ def lay_out_head(problem: Problem, method: Scatterbrain, projections: Projection
     key_order = table.key_order[:n_visible]
     if key_mask is not None and not key_mask[0, key_order].all():
         return None
-    edges = np.concatenate([[0], 1 + np.flatnonzero(np.diff(table.run[:n_visible])), [n_visible]])
+    edges = edges_of_runs(table.run[:n_visible])
     if n_visible < LEAST_KEYS_PER_FEATURE * method.rank * (len(edges) - 1):
         return None
     query_order, group = table.visits(problem.xp)
-    first = np.concatenate([[0], 1 + np.flatnonzero(np.diff(group)), [problem.n_queries]])
+    first = edges_of_runs(group)
     of_group = query_order[first[:-1]]
     lo, hi = table.lo[of_group, 0], table.hi[of_group, 0]
     start, stop = np.searchsorted(edges, lo), np.searchsorted(edges, hi)

@@ -1,4 +1,4 @@
-"""Stable sorts by NumPy's fastest means: digits for integers, vector instructions for floats."""
+"""Stable sorts by NumPy's fastest means, digits for integers and vector instructions for floats; and runs."""
 
 from __future__ import annotations
 
@@ -42,3 +42,8 @@ def _by_vectors(x: Any) -> Any:
     group = np.cumsum(is_new)[places]
     order[places] = np.sort(group * len(x) + order[places]) % max(len(x), 1)
     return order
+
+
+def edges_of_runs(x: Any) -> Any:
+    """Places at which runs of equal numbers begin, and the length of the array, of one axis and not empty."""
+    return np.concatenate([[0], 1 + np.flatnonzero(x[1:] != x[:-1]), [len(x)]])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from scatterbrain_backends.numpy_.sorting import edges_of_runs
 from scatterbrain_core.normalization import Partial
 from scatterbrain_core.routing.visits import Keys, Opened
 
@@ -20,7 +21,7 @@ def with_opened(near: Partial, query: Any, visits: Opened, keys: Keys) -> Partia
     every: Any = visits
     lo, row = every.lo, every.row
     ref, acc = near.ref, near.acc
-    edges = np.concatenate([[0], 1 + np.flatnonzero(np.diff(lo)), [len(lo)]]).tolist()
+    edges = edges_of_runs(lo).tolist()
     starts, stops = lo[edges[:-1]].tolist(), every.hi[edges[:-1]].tolist()
     for (first, last), start, stop in zip(pairwise(edges), starts, stops, strict=True):
         _merge_cluster(query, row[first:last], keys, slice(start, stop), ref, acc)
