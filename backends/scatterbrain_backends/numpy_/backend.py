@@ -28,8 +28,6 @@ R = TypeVar("R")
 class NumpyBackend(Backend):
     """Backend for `numpy.ndarray`."""
 
-    # More spills out of the cache.
-    chunk_elements = 2**18
     # Heads are work for threads, but small ones share the cost of a call.
     group_elements = 2**19
     # Of a visit nothing is kept but its row and slots.
