@@ -193,7 +193,7 @@ def sort_jointly(
     # Searched for in order, buckets are found faster.
     start = xp.searchsorted(sorted_keys, sorted_queries, side="left")
     stop = xp.searchsorted(sorted_keys, sorted_queries, side="right")
-    place = invert(xp, query_order)
+    place = argsort(query_order)  # the inverse
     of_query = (xp.take(x, place) for x in (start, stop, keys_before - start))
     return Sorted(key_order, sorted_keys, query_order, sorted_queries, *of_query)
 

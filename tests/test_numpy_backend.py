@@ -218,15 +218,33 @@ def test_sorts_of_any_floats_are_stable(numbers):
     np.testing.assert_array_equal(stable_argsort(x), np.argsort(x, kind="stable"))
 
 
-def test_workers_keep_the_order_and_the_context_of_the_call(two_threads):
+def test_threads_keep_the_order_and_the_context_of_the_call(two_threads):
+    both = threading.Barrier(2)
+
     def work(i):
-        return i, np.geterr()["over"], threading.current_thread().name
+        if i < 2:  # a thread cannot have both
+            both.wait(timeout=60)
+        return i, np.geterr()["over"], threading.current_thread()
 
     with np.errstate(over="raise"):
         got = NumpyBackend(np).map(work, range(6))
     assert [i for i, *_ in got] == list(range(6))
     assert {over for _, over, _ in got} == {"raise"}
-    assert all(name.startswith("scatterbrain") for *_, name in got)
+    names = {thread.name for *_, thread in got}
+    assert names == {threading.current_thread().name, "scatterbrain_1"}
+
+
+def test_the_first_error_in_time_is_raised(two_threads):
+    """And not what others make of the end of the call."""
+
+    def work(i):
+        if i == 0:
+            threads._stopped.get().wait(timeout=60)
+            raise threads.Interrupted
+        raise ValueError("first")
+
+    with pytest.raises(ValueError, match="first"):
+        threads.map_on_threads(work, range(4))
 
 
 def test_an_error_ends_the_work_and_leaves_no_thread(two_threads):

@@ -132,9 +132,9 @@ class PositiveFeatures(FeatureMap):
         """Logs of the features of P(q - μ), and the factor of the row, q·c - log m."""
         offset = -math.log(require_rank(self.n_features))
         if fitted is None:
-            return self._log_features(xp, drawn[0], None, x) + offset
+            return self._log_features(xp, drawn[0], None, x, offset)
         moved = _moved(xp, x, fitted.mean_query, fitted.transform)
-        rows = self._log_features(xp, drawn[0], fitted, moved) + offset
+        rows = self._log_features(xp, drawn[0], fitted, moved, offset)
         return rows if fitted.mean_key is None else rows + _inner(xp, x, fitted.mean_key)
 
     def key_rows(
@@ -150,18 +150,24 @@ class PositiveFeatures(FeatureMap):
         return rows + _inner(xp, x - fitted.mean_key, fitted.mean_query)
 
     def _log_features(
-        self, xp: Namespace, projections: Array, fitted: Preconditioner | None, x: Array
+        self,
+        xp: Namespace,
+        projections: Array,
+        fitted: Preconditioner | None,
+        x: Array,
+        offset: float = 0.0,
     ) -> Array:
-        """Wx - ‖x‖²/2; with ρ, D/2 log B + A‖w‖² + B Wx - ‖x‖²/2 (arXiv 2205.15317, equation 10)."""
+        """Wx - ‖x‖²/2, with ρ D/2 log B + A‖w‖² + B Wx - ‖x‖²/2 (arXiv 2205.15317, equation 10), + offset."""
         rho = self._rho(xp, fitted, x.shape[-1])
         products = xp.matmul(x, xp.matrix_transpose(projections))
-        half_norms = square_norm(xp, x) / 2
+        # Added to the norms, of which there are few.
+        of_row = square_norm(xp, x) / 2 - offset
         if isinstance(rho, float) and rho == 1.0:
-            return products - half_norms
+            return products - of_row
         inflation = (1 + rho) / (2 * rho)
         norms = xp.matrix_transpose(square_norm(xp, projections))
         bound = x.shape[-1] / 4 * _log(xp, inflation) + (1 - 1 / rho) / 8 * norms
-        return products * inflation**0.5 + bound - half_norms
+        return products * inflation**0.5 + bound - of_row
 
     def _rho(self, xp: Namespace, fitted: Preconditioner | None, dim: int) -> Any:
         if isinstance(self.rho, str):

@@ -64,6 +64,20 @@ class NumpyBackend(Backend):
         np.subtract(logits, reference, out=logits)
         return np.exp(logits, out=logits)
 
+    def hyperplane_codes(
+        self,
+        x: Any,
+        normals: Any,
+        direction: Any | None,
+        generic: Callable[[], tuple[Any, Any | None]],  # noqa: ARG002
+    ) -> tuple[Any, Any | None]:
+        """Codes, and projections on what buckets are cut along: each in a call or two."""
+        # Digits of a float64 are exact: a code has far fewer than 53.
+        digit = 2.0 ** np.arange(normals.shape[0])[::-1]
+        codes = ((x @ normals.T >= 0) @ digit).astype(np.intp)
+        # Not a matrix product: equal vectors are given equal numbers.
+        return codes, None if direction is None else np.einsum("...d,d->...", x, direction)
+
     def sort_jointly(
         self,
         key_bucket: Any,

@@ -1,20 +1,25 @@
-"""Positive features off one table of runs, not causal: a chunk of keys at a time, in the cache.
+"""Positive features off one table of runs, not causal: stacks of runs at a time, in the cache.
 
 Keys stand in runs, and a query sees one of them exactly. With φ_c(q) times the running sums of the features
 as the weights of m virtual keys, the two fields of the queries of a run are one product: of the weights of
 its keys and of the virtual ones with the values of both.
+
+One NumPy call does a stack of runs: after each call a thread waits for the interpreter, and where two threads
+make many short calls they wait longer than they work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from scatterbrain_backends.numpy_.sorting import edges_of_runs
+from scatterbrain_backends.numpy_.stacks import filled_up, in_stacks
 from scatterbrain_backends.numpy_.threads import map_on_threads
 from scatterbrain_core.estimator import Projections, lay_out
 from scatterbrain_core.low_rank import FeatureMap
@@ -23,10 +28,10 @@ from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.tables import Runs
 
-# Keys that a chunk takes whole runs of: with their features they fit a second-level cache.
-CHUNK_KEYS = 1024
-# Queries, and weights, of one product.
-TILE_QUERIES, TILE_WEIGHTS = 256, 2**16
+# Keys that a chunk takes whole runs of.
+CHUNK_KEYS = 4096
+# Weights of a tile; but as many queries as make a copy of the keys cheap.
+TILE_WEIGHTS, LEAST_TILE_QUERIES, TILE_QUERIES = 2**16, 64, 256
 # Keys of a mean run for each feature: the sums of shorter runs would take more memory than their keys.
 LEAST_KEYS_PER_FEATURE = 0.5
 # Sums of a feature share one reference. Where a run's largest is this much less, in logs, none may: its part
@@ -126,16 +131,15 @@ def lay_out_head(problem: Problem, method: Scatterbrain, projections: Projection
 
 def _attend_head(head: Head, output: Any) -> bool:
     chunks = _chunks(head)
-    parts = map_on_threads(lambda runs: _features_of_runs(head, _Keys.of(head, runs)), chunks)
+    parts = map_on_threads(lambda chunk: _feature_sums(head, chunk), chunks)
     ref = np.max([part.ref for part in parts], axis=0)
     lowest = np.min([part.lowest for part in parts], axis=0)
     if not (ref - lowest <= MAX_LOG_RANGE).all():  # so with NaN too
         return False
-    before, behind = _around(ref, parts)
+    around = _around(ref, parts)
 
     def attend_chunk(i: int) -> None:
-        off_runs = parts[i].off_runs(ref, before[i], behind[i])
-        _attend_chunk(head, _Keys.of(head, chunks[i]), ref, *off_runs, output)
+        _attend_chunk(head, chunks[i], ref, partial(parts[i].off_runs, ref, around[i]), output)
 
     map_on_threads(attend_chunk, range(len(chunks)))
     return True
@@ -145,29 +149,6 @@ def _chunks(head: Head) -> list[tuple[int, int]]:
     """Runs [first, last) of each chunk: those that begin in one stretch of slots."""
     _, first = np.unique(head.edges[:-1] // CHUNK_KEYS, return_index=True)
     return list(pairwise([*first.tolist(), head.n_runs]))
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """The keys of a chunk, values with a column of ones, and its runs.
-
-    `edges` are the places at which runs begin, and the number of keys.
-    """
-
-    runs: tuple[int, int]
-    key: Any
-    weighted_value: Any
-    edges: Any
-
-    @classmethod
-    def of(cls, head: Head, runs: tuple[int, int]) -> _Keys:
-        edges = head.edges[runs[0] : runs[1] + 1]
-        rows = head.key_order[edges[0] : edges[-1]]
-        key = head.key.take(rows, axis=0)
-        weighted_value = np.empty((len(rows), head.value.shape[1] + 1), key.dtype)
-        weighted_value[:, :-1] = head.value.take(rows, axis=0)
-        weighted_value[:, -1] = 1
-        return cls(runs, key, weighted_value, edges - edges[0])
 
 
 @dataclass(frozen=True)
@@ -185,102 +166,144 @@ class _FeatureSums:
     lowest: Any
     acc: Any
 
-    def total(self, ref: Any) -> Any:
-        """Sums over the chunk in units of exp(ref), in float64."""
-        return np.exp(self.ref - ref)[:, None] * self.acc.sum(axis=0, dtype=np.float64)
-
-    def off_runs(self, ref: Any, before: Any, behind: Any) -> tuple[Any, Any]:
-        """Sums over all keys before each run, and from each run on: one more than there are runs.
+    def off_runs(self, ref: Any, around: Any, start: Any, stop: Any) -> Any:
+        """Sums over all keys but those of some runs, in units of exp(ref): added up, never a difference.
 
         Parameters
         ----------
         ref : ndarray, shape (m,)
             Of all sums.
-        before, behind : ndarray, shape (m, Dv + 1)
-            Over the chunks before and behind this.
+        around : ndarray, shape (m, Dv + 1)
+            Over all keys of other chunks.
+        start, stop : ndarray of int, shape (n,)
+            Runs of the chunk to leave out.
+
+        Returns
+        -------
+        ndarray, shape (n, m, Dv + 1)
         """
-        acc = self.acc * np.exp(self.ref - ref)[:, None]
-        up_to, from_on = np.empty((2, len(acc) + 1, *before.shape), acc.dtype)
-        up_to[0], from_on[-1] = before, behind
-        for run in range(len(acc)):
-            np.add(up_to[run], acc[run], out=up_to[run + 1])
-        for run in reversed(range(len(acc))):
-            np.add(from_on[run + 1], acc[run], out=from_on[run])
-        return up_to, from_on
+        run = np.arange(len(self.acc))
+        is_off = (run < start[:, None]) | (run >= stop[:, None])
+        sums = is_off.astype(self.acc.dtype) @ self.acc.reshape(len(run), -1)
+        sums = sums.reshape(-1, *around.shape)
+        sums *= np.exp(self.ref - ref)[:, None]
+        sums += around
+        return sums
 
 
-def _features_of_runs(head: Head, keys: _Keys) -> _FeatureSums:
-    logs = head.log_key_features(keys.key[None])[0]
-    tops = np.maximum.reduceat(logs, keys.edges[:-1], axis=0)
+def _feature_sums(head: Head, chunk: tuple[int, int]) -> _FeatureSums:
+    runs = np.arange(*chunk)
+    n_keys = head.edges[runs + 1] - head.edges[runs]
+    parts = []
+    stacks = list(in_stacks(n_keys, np.full(len(runs), head.value.shape[1])))
+    for stack in stacks:
+        slots, is_own = filled_up(head.edges[runs[stack]], n_keys[stack])
+        keys = head.key_order[slots]
+        logs = head.log_key_features(head.key.take(keys, axis=0).reshape(1, -1, head.key.shape[1]))
+        logs = logs.reshape(*keys.shape, -1)
+        parts.append((logs, logs.max(axis=1), _weighted_values(head.value, keys, is_own, 0)))
+    tops = np.concatenate([top for _, top, _ in parts])
     ref = tops.max(axis=0)
-    logs -= ref
-    features = np.exp(logs, out=logs)
-    acc = np.empty((len(tops), len(ref), keys.weighted_value.shape[1]), features.dtype)
-    for run, (a, b) in enumerate(pairwise(keys.edges.tolist())):
-        np.matmul(features[a:b].T, keys.weighted_value[a:b], out=acc[run])
+    acc = np.empty((len(runs), len(ref), head.value.shape[1] + 1), head.value.dtype)
+    for stack, (logs, _, values) in zip(stacks, parts, strict=True):
+        logs -= ref
+        acc[stack] = np.matmul(np.exp(logs, out=logs).swapaxes(1, 2), values)
     return _FeatureSums(ref, tops.min(axis=0), acc)
 
 
-def _around(ref: Any, parts: list[_FeatureSums]) -> tuple[Any, Any]:
-    """Sums over the chunks before each and over those behind it, in units of exp(ref), in float64."""
-    totals = np.stack([part.total(ref) for part in parts])
-    before, behind = np.zeros((2, *totals.shape))
-    np.cumsum(totals[:-1], axis=0, out=before[1:])
-    np.cumsum(totals[:0:-1], axis=0, out=behind[-2::-1])
-    return before, behind
+def _weighted_values(value: Any, keys: Any, is_own: Any, n_more: int) -> Any:
+    """Values with a column of ones, and zeros for what only fills up a row; room for `n_more` rows."""
+    values = np.empty((len(keys), keys.shape[1] + n_more, value.shape[1] + 1), value.dtype)
+    own = values[:, : keys.shape[1]]
+    own[..., :-1] = value.take(keys, axis=0)
+    own[..., -1] = 1
+    own[~is_own] = 0
+    return values
 
 
-def _attend_chunk(head: Head, keys: _Keys, ref: Any, up_to: Any, from_on: Any, output: Any) -> None:
-    """Write the output of the queries whose run, or place where it would be, is in a chunk."""
-    first_run, last_run = keys.runs
-    is_last = last_run == head.n_runs
-    groups = slice(
-        int(np.searchsorted(head.start, first_run)),
-        len(head.start) if is_last else int(np.searchsorted(head.start, last_run)),
+def _around(ref: Any, parts: list[_FeatureSums]) -> Any:
+    """Sums over all chunks but each, in units of exp(ref), shape (n_chunks, m, Dv + 1)."""
+    totals = [np.exp(part.ref - ref)[:, None] * part.acc.sum(axis=0, dtype=np.float64) for part in parts]
+    is_other = 1 - np.eye(len(parts))
+    return (
+        (is_other @ np.reshape(totals, (len(parts), -1)))
+        .reshape(-1, *totals[0].shape)
+        .astype(parts[0].acc.dtype)
     )
-    places = head.first[groups.start : groups.stop + 1]
-    rows = head.query_order[places[0] : places[-1]]
-    if len(rows) == 0:
-        return
-    query = head.query.take(rows, axis=0)
-    log_weights = head.log_query_features(query[None])[0]
-    log_weights += ref
-    result = np.empty((len(rows), output.shape[1]), output.dtype)
-    tiles = _Tiles(keys, query, log_weights, result)
-    starts, stops = (x[groups] - first_run for x in (head.start, head.stop))
-    of_groups = zip(pairwise((places - places[0]).tolist()), starts.tolist(), stops.tolist(), strict=True)
-    for (a, b), start, stop in of_groups:
-        off_run = up_to[start] + from_on[stop]
-        if stop - start == head.n_runs:
-            off_run = off_run[:0]  # features with no key behind them may not set a row's reference
-        tiles.attend(a, b, slice(*keys.edges[[start, stop]].tolist()), off_run)
-    output[rows] = result
 
 
+def _attend_chunk(
+    head: Head, chunk: tuple[int, int], ref: Any, off_runs: Callable[[Any, Any], Any], output: Any
+) -> None:
+    """Write the output of the queries whose run, or place where it would be, is in a chunk."""
+    tiles = _Tiles.of(head, *chunk)
+    for is_seen in (False, True):
+        # Features with no key behind them may not set a row's reference.
+        rank = 0 if is_seen and head.n_runs == 1 else len(ref)
+        some = tiles.take(np.flatnonzero((tiles.n_keys > 0) == is_seen))
+        for stack in in_stacks(some.n_queries, some.n_keys + rank):
+            tile = some.take(stack)
+            off_run = off_runs(tile.start - chunk[0], tile.stop - chunk[0])[:, :rank]
+            _attend_stack(head, tile, ref[:rank], off_run, output)
+
+
+@dataclass(frozen=True)
 class _Tiles:
-    """Queries of a chunk against its runs, in buffers that stay in the cache."""
+    """Queries that see one run, or none, each tile few enough for a product.
 
-    def __init__(self, keys: _Keys, query: Any, log_weights: Any, result: Any) -> None:
-        self.keys, self.query, self.log_weights, self.result = keys, query, log_weights, result
-        most = int(np.diff(keys.edges).max()) + log_weights.shape[1]
-        self.n_rows = max(1, min(TILE_QUERIES, TILE_WEIGHTS // most))
-        self.weights = np.empty(self.n_rows * most, query.dtype)
-        self.values = np.empty((most, keys.weighted_value.shape[1]), query.dtype)
-        self.sums = np.empty((self.n_rows, keys.weighted_value.shape[1]), query.dtype)
+    Attributes
+    ----------
+    first, n_queries : ndarray of int, shape (n_tiles,)
+        Places in `query_order`.
+    start, stop : ndarray of int, shape (n_tiles,)
+        Runs, as in `Head`.
+    n_keys : ndarray of int, shape (n_tiles,)
+    """
 
-    def attend(self, first: int, last: int, run: slice, off_run: Any) -> None:
-        """Queries [first, last) with the keys of a run, and with the features' sums off it."""
-        n_keys = run.stop - run.start
-        values = self.values[: n_keys + len(off_run)]
-        values[:n_keys] = self.keys.weighted_value[run]
-        values[n_keys:] = off_run
-        key = self.keys.key[run].T
-        for a in range(first, last, self.n_rows):
-            b = min(a + self.n_rows, last)
-            weights = self.weights[: (b - a) * len(values)].reshape(b - a, -1)
-            np.matmul(self.query[a:b], key, out=weights[:, :n_keys])
-            weights[:, n_keys:] = self.log_weights[a:b, : len(off_run)]
-            weights -= weights.max(axis=1, keepdims=True)
-            np.exp(weights, out=weights)
-            sums = np.matmul(weights, values, out=self.sums[: b - a])
-            np.divide(sums[:, :-1], sums[:, -1:], out=self.result[a:b])
+    first: Any
+    n_queries: Any
+    start: Any
+    stop: Any
+    n_keys: Any
+
+    @classmethod
+    def of(cls, head: Head, first_run: int, last_run: int) -> _Tiles:
+        """Tiles whose run, or place of it, is in [first_run, last_run); behind all runs, in the last."""
+        ends = np.searchsorted(head.start, (first_run, last_run + (last_run == head.n_runs)))
+        groups = np.arange(*ends)
+        count = head.first[groups + 1] - head.first[groups]
+        start, stop = head.start[groups], head.stop[groups]
+        n_keys = head.edges[stop] - head.edges[start]
+        most = np.clip(TILE_WEIGHTS // np.maximum(n_keys, 1), LEAST_TILE_QUERIES, TILE_QUERIES)
+        n_tiles = -(-count // most)
+        # Of a group, tiles of like size: n, n + 1, ... queries.
+        nth = np.arange(n_tiles.sum()) - np.repeat(np.cumsum(n_tiles) - n_tiles, n_tiles)
+        count, parts = np.repeat(count, n_tiles), np.repeat(n_tiles, n_tiles)
+        begin, end = nth * count // parts, (nth + 1) * count // parts
+        first = np.repeat(head.first[groups], n_tiles) + begin
+        return cls(first, end - begin, *(np.repeat(x, n_tiles) for x in (start, stop, n_keys)))
+
+    def take(self, index: Any) -> _Tiles:
+        """Some of the tiles."""
+        arrays = (self.first, self.n_queries, self.start, self.stop, self.n_keys)
+        return _Tiles(*(x[index] for x in arrays))
+
+
+def _attend_stack(head: Head, tiles: _Tiles, ref: Any, off_run: Any, output: Any) -> None:
+    """Write the output of some tiles at once, from sums (n_tiles, rank, Dv + 1) off their runs too."""
+    slots, is_own = filled_up(head.edges[tiles.start], tiles.n_keys)
+    places, _ = filled_up(tiles.first, tiles.n_queries)
+    keys, rows = head.key_order[slots], head.query_order[places]
+    n_keys, rank = keys.shape[1], len(ref)
+    query = head.query.take(rows, axis=0)
+    weights = np.empty((*rows.shape, n_keys + rank), query.dtype)
+    np.matmul(query, head.key.take(keys, axis=0).swapaxes(1, 2), out=weights[..., :n_keys])
+    if rank:
+        log_features = head.log_query_features(query.reshape(1, rows.size, query.shape[-1]))
+        np.add(log_features.reshape(*rows.shape, rank), ref, out=weights[..., n_keys:])
+    weights -= weights.max(axis=-1, keepdims=True)
+    np.exp(weights, out=weights)
+    values = _weighted_values(head.value, keys, is_own, rank)
+    values[:, n_keys:] = off_run
+    sums = np.matmul(weights, values)
+    output[rows.reshape(-1)] = (sums[..., :-1] / sums[..., -1:]).reshape(rows.size, output.shape[1])

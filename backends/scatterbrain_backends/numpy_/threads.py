@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from functools import cache
-from threading import Event, Lock
-from typing import Any, TypeVar
+from operator import itemgetter
+from threading import Event, Lock, Thread
+from typing import Any, Generic, TypeVar, cast
 
 from scatterbrain_core.threads import get_num_threads
 
@@ -39,27 +39,63 @@ def map_on_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return [_unless_stopped(function, item, stop) for item in work]
     with one_blas_thread() as is_held:
         n_threads = min(get_num_threads(), len(work)) if is_held else 1
-        if n_threads == 1:
-            return [function(item) for item in work]
-        return _by_workers(function, work, n_threads)
+        if n_threads > 1:
+            return _Shared(function, work).done(n_threads)
+        return [function(item) for item in work]
 
 
-def _by_workers(function: Callable[[T], R], work: list[T], n_threads: int) -> list[R]:
-    stop = Event()
+class _Shared(Generic[T, R]):
+    """Items that threads take one after the other, the caller's among them: to begin a thread takes long."""
 
-    def run(item: T) -> R:
-        _stopped.set(stop)
-        return _unless_stopped(function, item, stop)
+    def __init__(self, function: Callable[[T], R], work: list[T]) -> None:
+        self.function, self.stop = function, Event()
+        self.results: dict[int, R] = {}
+        self.errors: list[BaseException] = []
+        self.left, self.taking = iter(enumerate(work)), Lock()
 
-    with ThreadPoolExecutor(n_threads, "scatterbrain") as workers:
+    def done(self, n_threads: int) -> list[R]:
+        """All results, in order; the first error in time, once no thread works any more."""
         # Each in a copy of the context: numpy.errstate is part of it.
-        futures: list[Future[R]] = [workers.submit(copy_context().run, run, item) for item in work]
+        others = [
+            Thread(target=copy_context().run, args=(self.take,), name=f"scatterbrain_{i}")
+            for i in range(1, n_threads)
+        ]
         try:
-            return [future.result() for future in futures]
-        except BaseException:
-            stop.set()
-            workers.shutdown(cancel_futures=True)
-            raise
+            for thread in others:
+                thread.start()
+            copy_context().run(self.take)
+            _join(others)
+        except BaseException as error:  # an interrupt
+            self.end(error)
+            _join(others)
+        if self.errors:
+            raise self.errors[0]
+        return [result for _, result in sorted(self.results.items(), key=itemgetter(0))]
+
+    def take(self) -> None:
+        """Work on items until none is left, or until there is an error."""
+        _stopped.set(self.stop)
+        while not self.stop.is_set():
+            with self.taking:
+                i, item = next(self.left, (-1, None))
+            if i < 0:
+                return
+            try:
+                self.results[i] = self.function(cast(T, item))
+            except BaseException as error:
+                self.end(error)
+
+    def end(self, error: BaseException) -> None:
+        """Let no thread begin another item."""
+        self.errors.append(error)
+        self.stop.set()
+
+
+def _join(threads: list[Thread]) -> None:
+    """Wait for those that have begun."""
+    for thread in threads:
+        if thread.ident is not None:
+            thread.join()
 
 
 def _unless_stopped(function: Callable[[T], R], item: T, stop: Event | None) -> R:
