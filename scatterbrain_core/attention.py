@@ -23,6 +23,7 @@ from scatterbrain_core.estimator import (
     solve,
     total,
 )
+from scatterbrain_core.memory import within
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.normalization import finite, normalize
 from scatterbrain_core.planning import check_masked, exact_if_affordable, plan
@@ -52,6 +53,7 @@ def attention(
     enable_gqa: bool = False,
     seed: Seed = 0,
     check_finite: bool = True,
+    max_memory: int | None = None,
 ) -> Any:
     r"""Softmax attention, estimated from an exact sparse part and a low-rank part.
 
@@ -87,6 +89,10 @@ def attention(
     check_finite : bool
         Raise on NaN and inf in what is not padding, and on entries so large that products or sums would
         overflow. It costs one pass over the data. Without it, what is not finite spreads as NaN.
+    max_memory : int, optional
+        Bytes that the call may take beside its arguments and its result: temporaries are made smaller, and
+        fewer heads are worked at a time. Copies that `enable_gqa` makes of key and value, and
+        what a library keeps for gradients, come on top.
 
     Returns
     -------
@@ -129,6 +135,8 @@ def attention(
         enable_gqa=enable_gqa,
         check_finite=check_finite,
     )
+    if max_memory is not None:
+        problem = within(problem, parts, max_memory)
     projections = draw(problem, parts, Draws(seed))
     if problem.is_empty:
         return nothing(problem)[0]

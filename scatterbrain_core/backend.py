@@ -10,8 +10,9 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from functools import cache, wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeAlias, TypeVar
 
 from array_api_compat import array_namespace, device
 
@@ -54,18 +55,34 @@ class Backend:
         How many elements of features and running states one group of heads may have; one head may have more.
     visit_elements : int
         How many elements of vectors the visits of queries to clusters may have that are worked at a time.
+    most_heads : int
+        How many heads may be worked at a time.
+    chunk_limit : int
+        How many elements one temporary may have on any device.
     """
 
     chunk_elements = 2**20
     group_elements = 2**25
     visit_elements = 2**24
+    most_heads = 2**31 - 1
+    chunk_limit = 2**62
 
     def __init__(self, xp: Namespace) -> None:
         self.xp = xp
 
     def chunk_of(self, like: Array) -> int:  # noqa: ARG002
         """How many elements one temporary may have on the device of `like`."""
-        return self.chunk_elements
+        return min(self.chunk_elements, self.chunk_limit)
+
+    def within(self, chunk_limit: int, most_heads: int) -> Self:
+        """The same backend for one call, with smaller temporaries and fewer heads at a time."""
+        backend = copy(self)
+        backend.chunk_limit, backend.most_heads = chunk_limit, most_heads
+        return backend
+
+    def joined_bytes(self, output_bytes: int) -> int:
+        """What it takes to put the output of a call together from its parts."""
+        return output_bytes
 
     def stop_gradient(self, x: Array) -> Array:
         """`x` as a constant for automatic differentiation; the same array where there is none."""

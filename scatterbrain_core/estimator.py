@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from scatterbrain_core._typing import Array
 from scatterbrain_core.debiasing import sample
@@ -150,17 +150,33 @@ def solve(
 def head_groups(problem: Problem, method: Scatterbrain, elements: int | None = None) -> list[Problem]:
     """The problem a few heads at a time, one at least: what fits `elements`, by default the backend's."""
     elements = problem.backend.group_elements if elements is None else elements
+    # Buckets of all heads of a group, twice as many with hidden keys, are numbered in one integer of 32 bits.
+    n_buckets = max((part.n_buckets for part in method.supports), default=1)
+    step = min(max(1, elements // sum(elements_of_head(problem, method))), (2**31 - 1) // (2 * n_buckets))
+    return problem.by_heads(min(step, problem.backend.most_heads))
+
+
+class Elements(NamedTuple):
+    """About how many numbers one head has: of its rows, of visits beyond one a query, of running states."""
+
+    rows: int
+    visits: int
+    states: int
+
+
+def elements_of_head(problem: Problem, method: Scatterbrain) -> Elements:
+    """About how many numbers one head of a planned method has."""
     rank = max(1, method.rank)
     columns = problem.dim_value + 1
     rows = problem.n_queries + problem.n_keys
     n_blocks = [_n_blocks(problem, part) for part in method.supports]
     n_visits = problem.n_queries * max((part.n_visits for part in method.supports), default=1)
-    per_head = rows * (problem.dim + columns + rank) + (n_visits - problem.n_queries) * columns
-    per_head += 4 * max(n_blocks, default=rows // 64 + 2) * rank * columns
-    # Buckets of all heads of a group, twice as many with hidden keys, are numbered in one integer of 32 bits.
-    n_buckets = max((part.n_buckets for part in method.supports), default=1)
-    step = min(max(1, elements // per_head), (2**31 - 1) // (2 * n_buckets))
-    return problem.by_heads(step)
+    of_keys = problem.n_keys * max((part.columns_of_key for part in method.supports), default=0)
+    return Elements(
+        rows * (problem.dim + columns + rank) + of_keys,
+        (n_visits - problem.n_queries) * columns,
+        4 * max(n_blocks, default=rows // 64 + 2) * rank * columns,
+    )
 
 
 def _n_blocks(problem: Problem, part: Support) -> int:

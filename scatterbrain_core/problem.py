@@ -274,6 +274,11 @@ def bring_to_form(
     return problem
 
 
+def item_size(dtype: Any, xp: Namespace) -> int:
+    """Bytes of a number."""
+    return int(xp.finfo(dtype).bits) // 8
+
+
 def dtype_name(x: Any) -> str:
     """Name of an array's dtype, whatever its library: 'float32', 'bfloat16', ..."""
     return _name(x.dtype)

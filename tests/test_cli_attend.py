@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import SHAPE, arrays, attend
+from commands import SHAPE, arrays, attend, mistake
 
 import scatterbrain_core as sb
 from scatterbrain_core.cli import measure
@@ -97,3 +97,26 @@ def test_output_through_a_link_goes_where_the_link_points(folder):
     assert attend() == 0
     assert Path("out.npy").is_symlink()
     assert np.load(Path("deep") / "real.npy").shape == SHAPE
+
+
+def test_attend_reads_files_in_place_and_keeps_to_a_limit(folder, monkeypatch):
+    seen, attention = [], sb.attention
+
+    def spy(*found, **arguments):
+        seen.append((found, arguments.get("max_memory")))
+        return attention(*found, **arguments)
+
+    monkeypatch.setattr(sb, "attention", spy)
+    assert attend("--max-memory", str(2**27)) == 0
+    found, limit = seen[0]
+    assert limit == 2**27
+    assert all(isinstance(x, np.memmap) for x in found)
+    np.testing.assert_array_equal(np.load("out.npy"), attention(*arrays()))
+
+
+def test_attend_says_what_the_least_memory_is(folder, capsys):
+    told = mistake(capsys, ["attend", "q.npy", "k.npy", "v.npy", "-o", "out.npy", "--max-memory", "10"])
+    assert "max_memory must be at least" in told
+    arguments = ["--max-memory", str(2**27), "--lse", "lse.npy"]
+    told = mistake(capsys, ["attend", "q.npy", "k.npy", "v.npy", "-o", "out.npy", *arguments])
+    assert told.startswith("--max-memory does not go with --lse")

@@ -28,7 +28,7 @@ class TorchBackend(Backend):
 
     def chunk_of(self, like: Any) -> int:
         """More on CUDA, where launches cost more than the temporaries' memory."""
-        return CHUNK_ELEMENTS if like.device.type == "cuda" else self.chunk_elements
+        return min(CHUNK_ELEMENTS, self.chunk_limit) if like.device.type == "cuda" else super().chunk_of(like)
 
     def stop_gradient(self, x: Any) -> Any:
         """`x` cut from the autograd graph."""

@@ -104,6 +104,12 @@ def _attend(attend: Parser) -> None:
     attend.add_argument(
         "--seed", metavar="S", type=whole(0), default=0, help="of the random draws (default: %(default)s)"
     )
+    attend.add_argument(
+        "--max-memory",
+        metavar="BYTES",
+        type=whole(1),
+        help="what the call may take beside its inputs, which stay in their files, and its output",
+    )
     for option, told in (("--lse", "log of the normaliser"), ("--stderr", "estimated standard error")):
         attend.add_argument(option, metavar="FILE.npy", type=filename, help=f"also write the {told}")
 

@@ -22,7 +22,9 @@ def run(arguments: argparse.Namespace) -> int:
     outputs = {"--output": arguments.output, "--lse": arguments.lse, "--stderr": arguments.stderr}
     check_methods([arguments.method])
     check_outputs(outputs, input_files(arguments))
-    operands, options = read_operands(arguments), read_options(arguments)
+    if arguments.max_memory is not None and (arguments.lse or arguments.stderr):
+        raise UserError("--max-memory does not go with --lse or --stderr, which take more than the output")
+    operands, options = read_operands(arguments, is_mapped=True), read_options(arguments)
     chosen = {"method": arguments.method, "budget": arguments.budget, "seed": arguments.seed}
     with library_errors(input_files(arguments)):
         results, seconds = timed(lambda: _attend(arguments, operands, {**chosen, **options}))
@@ -40,7 +42,8 @@ def _attend(
 ) -> dict[str, Any]:
     """Return the arrays to write under their files; the estimate is slower and made only where asked for."""
     if not (arguments.lse or arguments.stderr):
-        return {arguments.output: sb.attention(*operands, **options)}
+        limit: dict[str, Any] = {} if arguments.max_memory is None else {"max_memory": arguments.max_memory}
+        return {arguments.output: sb.attention(*operands, **limit, **options)}
     estimate = sb.estimate(*operands, **options)
     if arguments.stderr and estimate.stderr is None:
         raise UserError(f"--stderr: the method {estimate.method} has no standard error")
@@ -63,9 +66,12 @@ def input_files(arguments: argparse.Namespace) -> dict[str, str]:
     return {name: path for name, path in names.items() if path is not None}
 
 
-def read_operands(arguments: argparse.Namespace) -> tuple[Array, Array, Array]:
+def read_operands(arguments: argparse.Namespace, is_mapped: bool = False) -> tuple[Array, Array, Array]:
     """Read query, key and value."""
-    return read_operand(arguments.query), read_operand(arguments.key), read_operand(arguments.value)
+    query, key, value = (
+        read_operand(x, is_mapped) for x in (arguments.query, arguments.key, arguments.value)
+    )
+    return query, key, value
 
 
 def read_options(arguments: argparse.Namespace) -> dict[str, Any]:

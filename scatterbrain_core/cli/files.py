@@ -6,7 +6,7 @@ import os
 import secrets
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAGIC = b"\x93NUMPY"
 
 
-def read_array(path: str, kind: str, expected: str) -> npt.NDArray[Any]:
+def read_array(path: str, kind: str, expected: str, is_mapped: bool = False) -> npt.NDArray[Any]:
     """Read a .npy file.
 
     Parameters
@@ -30,6 +30,8 @@ def read_array(path: str, kind: str, expected: str) -> npt.NDArray[Any]:
         The kinds of dtype that are welcome, as in ``numpy.dtype.kind``.
     expected : str
         The same in words, for the message.
+    is_mapped : bool
+        Leave the numbers of a plain file where they are until they are asked for: a `numpy.memmap`.
 
     Raises
     ------
@@ -41,7 +43,11 @@ def read_array(path: str, kind: str, expected: str) -> npt.NDArray[Any]:
             if file.read(len(MAGIC)) != MAGIC:
                 raise UserError(f"{path} must be a .npy file as numpy.save writes it, got another format")
             file.seek(0)
-            array: npt.NDArray[Any] = np.load(file, allow_pickle=False)
+            array: npt.NDArray[Any]
+            if is_mapped and Path(path).is_file() and _dtype_of(file).kind in kind:
+                array = np.load(path, mmap_mode="r")
+            else:
+                array = np.load(file, allow_pickle=False)
     except OSError as error:
         raise UserError(f"{path} cannot be read as a .npy file: {reason(error)}") from error
     except (ValueError, EOFError, SyntaxError) as error:
@@ -54,9 +60,18 @@ def read_array(path: str, kind: str, expected: str) -> npt.NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def read_operand(path: str) -> npt.NDArray[Any]:
+def _dtype_of(file: BinaryIO) -> np.dtype[Any]:
+    """What the head of a .npy file says, left unread."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    dtype: np.dtype[Any] = read(file)[2]
+    file.seek(0)
+    return dtype
+
+
+def read_operand(path: str, is_mapped: bool = False) -> npt.NDArray[Any]:
     """Read a query, key or value."""
-    array = read_array(path, "f", "floating-point numbers such as float32")
+    array = read_array(path, "f", "floating-point numbers such as float32", is_mapped)
     if array.ndim < 2:
         raise UserError(f"{path} must have the shape (..., L, D), got {array.shape}")
     return array

@@ -84,6 +84,11 @@ class KeyClusters(Support):
         return 0 if self.is_open else min((self.n_routes or 1) * (self.max_cluster or 0), n_keys)
 
     @property
+    def columns_of_key(self) -> int:
+        """Its score at every cluster."""
+        return self.n_clusters or 1
+
+    @property
     def n_visits(self) -> int:
         """The routes of a query."""
         return self.n_routes or 1

@@ -59,6 +59,11 @@ class Support(ABC):
         return 1
 
     @property
+    def columns_of_key(self) -> int:
+        """Numbers that a planned part gives every key at a time while it lays out its table."""
+        return 0
+
+    @property
     def n_buckets(self) -> int:
         """Groups of a head's keys whose edges no block of them crosses."""
         return 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -35,7 +35,17 @@ class NumpyBackend(Backend):
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """`function` of every item, on threads."""
-        return map_on_threads(function, items)
+        return map_on_threads(function, items, self.most_heads)
+
+    def within(self, chunk_limit: int, most_heads: int) -> Self:
+        """Each thread has one head at a time."""
+        backend = super().within(chunk_limit, most_heads)
+        backend.group_elements = 1
+        return backend
+
+    def joined_bytes(self, output_bytes: int) -> int:  # noqa: ARG002
+        """Nothing: each head is written where it belongs."""
+        return 0
 
     def attend(
         self,

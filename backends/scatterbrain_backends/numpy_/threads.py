@@ -28,7 +28,9 @@ class Interrupted(Exception):  # noqa: N818
 _stopped: ContextVar[Event | None] = ContextVar("stopped", default=None)
 
 
-def map_on_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+def map_on_threads(
+    function: Callable[[T], R], items: Iterable[T], most_threads: int | None = None
+) -> list[R]:
     """`function` of every item, in order.
 
     Matrix products use one thread each wherever there are several items, however many threads there are, so
@@ -38,7 +40,7 @@ def map_on_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     if stop is not None or len(work) < 2:
         return [_unless_stopped(function, item, stop) for item in work]
     with one_blas_thread() as is_held:
-        n_threads = min(get_num_threads(), len(work)) if is_held else 1
+        n_threads = min(get_num_threads(), len(work), most_threads or len(work)) if is_held else 1
         if n_threads > 1:
             return _Shared(function, work).done(n_threads)
         return [function(item) for item in work]

@@ -1,0 +1,57 @@
+"""`max_memory`: what a call may take beside its arguments and its result, and pieces that keep to it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from scatterbrain_core._checks import as_index, type_name
+from scatterbrain_core.estimator import elements_of_head
+from scatterbrain_core.method import Scatterbrain
+from scatterbrain_core.problem import Problem, item_size
+
+# Measured over every preset and held to by a test. Numbers in the dtype that is worked in: for each of a
+# head's rows, visits and states; for each number of a temporary; and of what does not grow.
+OF_ROWS, OF_VISITS, OF_STATES, OF_TEMPORARY, FIXED = 4, 2, 1, 4, 2**22
+# Bytes of a row's indices.
+OF_INDICES = 128
+# Elements of the smallest temporaries: with smaller ones a call is mostly overhead.
+LEAST_TEMPORARY = 2**16
+
+
+def within(problem: Problem, method: Scatterbrain, max_memory: Any) -> Problem:
+    """The problem of a planned method on a backend that takes so many bytes at most.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `max_memory` is no int, or less than one head at a time takes.
+    """
+    limit = as_index(max_memory)
+    if limit is None:
+        raise TypeError(f"max_memory must be an int or None, got {type_name(max_memory)}")
+    joined = _bytes_of_output(problem)
+    chunk = problem.backend.chunk_of(problem.like)
+    smallest = min(chunk, LEAST_TEMPORARY)
+    least = joined + bytes_of_head(problem, method, smallest)
+    if limit < least:
+        told = f"at least {least} bytes for this call, one head at a time"
+        raise ValueError(f"max_memory must be {told}, got {limit}")
+    while chunk > smallest and joined + bytes_of_head(problem, method, chunk) > limit:
+        chunk = max(smallest, chunk // 2)
+    most_heads = (limit - joined) // bytes_of_head(problem, method, chunk)
+    return replace(problem, backend=problem.backend.within(chunk, most_heads))
+
+
+def bytes_of_head(problem: Problem, method: Scatterbrain, chunk_elements: int) -> int:
+    """At most what one head takes, with temporaries of so many elements."""
+    rows, visits, states = elements_of_head(problem, method)
+    numbers = OF_ROWS * rows + OF_VISITS * visits + OF_STATES * states + OF_TEMPORARY * chunk_elements + FIXED
+    indices = OF_INDICES * (problem.n_queries + problem.n_keys)
+    return item_size(problem.worked_in, problem.xp) * numbers + indices
+
+
+def _bytes_of_output(problem: Problem) -> int:
+    """Of putting the output together, and of casting it to half precision."""
+    n = problem.n_heads * problem.n_queries * problem.dim_value * item_size(problem.worked_in, problem.xp)
+    return problem.backend.joined_bytes(n) + (0 if problem.half is None else n)
