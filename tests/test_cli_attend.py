@@ -108,7 +108,7 @@ def test_attend_reads_files_in_place_and_keeps_to_a_limit(folder, monkeypatch):
 
     monkeypatch.setattr(sb, "attention", spy)
     assert attend("--max-memory", str(2**27)) == 0
-    found, limit = seen[0]
+    found, limit = seen[-1]
     assert limit == 2**27
     assert all(isinstance(x, np.memmap) for x in found)
     np.testing.assert_array_equal(np.load("out.npy"), attention(*arrays()))

@@ -42,8 +42,9 @@ def _attend(
 ) -> dict[str, Any]:
     """Return the arrays to write under their files; the estimate is slower and made only where asked for."""
     if not (arguments.lse or arguments.stderr):
-        limit: dict[str, Any] = {} if arguments.max_memory is None else {"max_memory": arguments.max_memory}
-        return {arguments.output: sb.attention(*operands, **limit, **options)}
+        if arguments.max_memory is not None:
+            options = {**options, "max_memory": arguments.max_memory}
+        return {arguments.output: sb.attention(*operands, **options)}
     estimate = sb.estimate(*operands, **options)
     if arguments.stderr and estimate.stderr is None:
         raise UserError(f"--stderr: the method {estimate.method} has no standard error")
