@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -141,9 +142,14 @@ def _kernels(*tensors: Any) -> Any:
 @cache
 def _cuda_module() -> Any:
     try:
-        return importlib.import_module("scatterbrain_backends.cupy_.on_torch")
-    except ImportError:  # no CuPy, or one for other libraries than those here
+        module = importlib.import_module("scatterbrain_backends.cupy_.on_torch")
+    except ImportError:  # no CuPy
         return None
+    reason = module.reason_against()
+    if reason is None:
+        return module
+    warnings.warn(f"CuPy is installed but compiles no kernels, Torch works without: {reason}", stacklevel=2)
+    return None
 
 
 def is_differentiated(x: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import array_api_compat.numpy as xp
 import ml_dtypes
@@ -89,6 +89,25 @@ def make_visits(rng: np.random.Generator, case: Case) -> Visits:
     half = HalfPrecision(case.dtype, *FACTORS) if case.dtype in HALVES else None
     pairs = Pairs(query, key, unit_weights if case.is_unit else exact_weights, half)
     return Visits(blocks, Intervals(order, lo, hi), pairs, value, 16, tuple(excluded))
+
+
+def sink(case: Case) -> Visits:
+    """Visits to all keys: the first has a large logit and no value, the others positive values."""
+    visits = make_visits(np.random.default_rng(0), replace(case, longest=0))
+    rng, pairs = np.random.default_rng(1), visits.pairs
+    query, key, value = (np.zeros(x.shape) for x in (pairs.query, pairs.key, visits.weighted_value))
+    query[:, 0], key[0, 0] = 4, 17 / 4
+    if case.dtype in HALVES:  # whose factors multiply to -1/3
+        key *= -3
+    value[1:] = rng.uniform(0.5, 1.5, value[1:].shape)
+    value[:, -1] = 1
+    query, key, value = _rounded(case, query, key, value)
+    order = np.arange(case.n_keys)
+    lo = np.zeros((case.n_queries, 1), np.int64)
+    pairs = replace(pairs, query=query, key=key)
+    return replace(
+        visits, intervals=Intervals(order, lo, lo + case.n_keys), pairs=pairs, weighted_value=value
+    )
 
 
 def prepare(visits: Visits, tile: Form) -> tuple[Launch, np.ndarray, np.ndarray]:

@@ -34,6 +34,8 @@ CASES = {
     "large blocks": Case(500, 90, size=100, n_visits=1),
     "left out": Case(300, 200, 64, 65, n_excluded=2, longest=90),
     "too wide": Case(100, 100, 140, 5),
+    "no fours": Case(300, 200, 6, 9),
+    "no fours, wide": Case(300, 200, 62, 9),
 }
 TOLERANCE = {"float32": 1e-4, "float64": 1e-12, "float16": 1e-4, "bfloat16": 2e-4}
 # Half a unit in the last place, relative.
@@ -105,20 +107,31 @@ def in_double(library, x):
     return library.to_numpy(x.astype("float64"))
 
 
+def expected_sources(case, dtype):
+    """Files of the kernels that tiles of a case are launched from."""
+    run = pytest.importorskip("scatterbrain_backends.cupy_.run")
+    if max(case.dim, case.columns - 1) > 128:
+        return set()
+    return {"tile_partial_half" if dtype in HALVES and run.has_mma() else "tile_partial"}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("tile_keys", [16, 64])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_the_kernel_is_the_definition_and_the_generic_code(library, rng, dtype, case, tile_keys):
+def test_the_kernel_is_the_definition_and_the_generic_code(library, launched, rng, dtype, case, tile_keys):
     visits = replace(make_visits(rng, replace(case, dtype=dtype)), tile_keys=tile_keys)
     there = on_device(library, visits)
     own = partial(there)
+    assert set(launched) - {"half_rows"} == expected_sources(case, dtype)
     assert library.is_own(own.acc)
     assert error(visits, *map(library.to_numpy, (own.ref, own.acc))) <= TOLERANCE[dtype]
     generic = partial(there, Backend(backend_of(x=there.weighted_value).xp))
     assert error(visits, *map(library.to_numpy, (generic.ref, generic.acc))) <= TOLERANCE[dtype]
 
 
-def test_every_form_of_a_tile(cupy, rng, monkeypatch):
+@pytest.mark.parametrize("missing", [3, 4, 2])
+def test_every_form_of_a_tile(cupy, launched, rng, monkeypatch, missing):
+    """Of widths that leave columns of the tile over; rows of those of 4 are read as vectors."""
     from scatterbrain_backends.cupy_ import run
 
     forms = [
@@ -126,9 +139,11 @@ def test_every_form_of_a_tile(cupy, rng, monkeypatch):
     ]
     for dtype, tile in forms:
         monkeypatch.setattr(run, "tile_of", lambda *_, tile=tile: tile)
-        case = Case(400, 300, tile.width - 3, tile.width - 1, longest=150, n_excluded=1, dtype=dtype)
+        case = Case(400, 300, tile.width - missing, tile.width - 1, longest=150, n_excluded=1, dtype=dtype)
         visits = make_visits(rng, case)
+        launched.clear()
         own = partial(on_device(make_library("cupy"), visits))
+        assert set(launched) - {"half_rows"} == {tile.source}
         off = error(visits, cupy.asnumpy(own.ref), cupy.asnumpy(own.acc))
         assert off <= TOLERANCE[dtype], (dtype, tile)
 
@@ -280,13 +295,22 @@ def test_public_calls_are_numpys(library, dtype, is_causal, method, rng):
 
 
 def test_another_stream(cupy, rng):
+    """What is computed just before, on the stream, must be there when the kernels start."""
     arrays = [cupy.asarray(x) for x in draw_problem(rng, 900, 900, dim=64, dtype="float32")]
-    first = sb.attention(*arrays)
+    first = sb.attention(*arrays, method="lsh")
+    wait = cupy.RawKernel(BUSY, "wait")
+    late = [cupy.full_like(x, cupy.nan) for x in arrays]
     cupy.cuda.Device().synchronize()
     with cupy.cuda.Stream(non_blocking=True) as stream:
-        second = sb.attention(*arrays)
+        wait((1,), (1,), (np.int64(2 * 10**8),))
+        for x, y in zip(late, arrays, strict=True):
+            cupy.copyto(x, y)
+        second = sb.attention(*late, method="lsh", check_finite=False)
         stream.synchronize()
     cupy.testing.assert_array_equal(first, second)
+
+
+BUSY = 'extern "C" __global__ void wait(long long n) { for (long long t = clock64(); clock64() - t < n;); }'
 
 
 def test_another_stream_of_torch(rng):
@@ -294,16 +318,17 @@ def test_another_stream_of_torch(rng):
     import torch
 
     arrays = [torch.asarray(x, device="cuda") for x in draw_problem(rng, 900, 900, dim=64, dtype="float32")]
-    first = sb.attention(*arrays)
+    first = sb.attention(*arrays, method="lsh")
+    late = [torch.full_like(x, torch.nan) for x in arrays]
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        # What is computed just before, on this stream, must be there when the kernels start.
-        late = [(x * 3) / 3 for x in arrays]
-        second = sb.attention(*late)
+        torch.cuda._sleep(2 * 10**8)
+        for x, y in zip(late, arrays, strict=True):
+            x.copy_(y)
+        second = sb.attention(*late, method="lsh", check_finite=False)
     stream.synchronize()
-    # Torch's own cumulative sums of floats may differ from run to run, and tip a choice.
-    assert relative_error(second.cpu().numpy(), first.cpu().numpy()) <= 0.05
+    assert relative_error(second.cpu().numpy(), first.cpu().numpy()) <= 1e-5
 
 
 def test_views_that_are_neither_contiguous_nor_aligned(library, rng):
@@ -313,6 +338,32 @@ def test_views_that_are_neither_contiguous_nor_aligned(library, rng):
     own = sb.attention(*(x[..., 1:] for x in library.arrays(*arrays)), **form)
     expected = sb.attention(*map(np.ascontiguousarray, narrow), **form)
     assert relative_error(library.to_numpy(own), expected) <= 1e-5
+
+
+def test_arrays_that_begin_four_bytes_late(library, launched, rng):
+    """Contiguous, so that they are handed to the kernel as they are."""
+    arrays = draw_problem(rng, 300, 300, dim=64, dtype="float32")
+
+    def late(x):
+        whole = library.asarray(np.concatenate([[0.0], x.ravel()]).astype(np.float32))
+        return whole[1:].reshape(x.shape)
+
+    form = {"method": sb.Scatterbrain(sparse=sb.LocalWindow(64)), "scale": 1.0}
+    own = sb.attention(*map(late, arrays), **form)
+    assert "tile_partial" in launched
+    assert relative_error(library.to_numpy(own), sb.attention(*arrays, **form)) <= 1e-5
+
+
+def test_long_sums_on_tensor_cores_are_not_biased(library, launched, rng):
+    """Whose accumulators round towards zero: values of one sign show it."""
+    multiplies_halves(library)
+    q, k, v = draw_problem(rng, 8, 2**17, dim=16, lead=(1,), columns=16)
+    arrays = in_half(library, "bfloat16", q * 0.1, k * 0.1, np.abs(v))
+    window = sb.Scatterbrain(sparse=sb.GlobalTokens(2**17))
+    output = in_double(library, sb.attention(*arrays, method=window))
+    exact = sb.attention(*(in_double(library, x) for x in arrays), method="exact")
+    assert "tile_partial_half" in launched
+    assert abs((output / exact - 1).mean()) <= 1e-4
 
 
 def test_gradients_are_those_of_the_cpu(rng):

@@ -126,3 +126,20 @@ def test_cupy_is_not_imported_for_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
+
+
+@pytest.mark.parametrize("reason", [None, "RuntimeError: CuPy failed to load libnvrtc.so.12"])
+def test_a_cupy_that_compiles_nothing_is_left_alone(monkeypatch, reason):
+    """With one warning: generic code gives the same."""
+    module = SimpleNamespace(reason_against=lambda: reason)
+    monkeypatch.setattr(torch_.importlib, "import_module", lambda _: module)
+    torch_._cuda_module.cache_clear()
+    try:
+        if reason is None:
+            assert torch_._cuda_module() is module
+            return
+        with pytest.warns(UserWarning, match="compiles no kernels, Torch works without: RuntimeError"):
+            assert torch_._cuda_module() is None
+        assert torch_._cuda_module() is None  # without another
+    finally:
+        torch_._cuda_module.cache_clear()

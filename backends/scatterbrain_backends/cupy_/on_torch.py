@@ -54,7 +54,16 @@ def _runner_beside(tensor: Any) -> Iterator[Runner]:
 
 
 def _as_cupy(tensor: Any) -> Any:
-    return cupy.asarray(tensor.detach().contiguous())
+    return cupy.asarray(tensor.detach().resolve_neg().contiguous())
+
+
+def reason_against() -> str | None:
+    """Why no kernel can be compiled, if so: CuPy looks for its compiler when it first needs one."""
+    try:
+        run.compile_one()
+    except (RuntimeError, OSError, ImportError, cupy.cuda.compiler.CompileException) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def tile_partial(xp: Any, visits: Visits) -> tuple[Any, Any] | None:

@@ -66,10 +66,10 @@ def inputs(xp: Any, visits: Visits) -> list[Any]:
         blocks.rows,
     )
     key_order, lo, hi, rows = (xp.astype(x, xp.int64, copy=False) for x in integers)
-    query = visits.pairs.query
+    query, key = visits.pairs.query, visits.pairs.key
     if visits.pairs.weights is unit_weights:
-        query = xp.zeros_like(query)  # all logits are zero
-    arrays = (query, visits.pairs.key, visits.weighted_value, key_order, lo, hi)
+        query, key = xp.zeros_like(query), xp.zeros_like(key)  # all logits are zero
+    arrays = (query, key, visits.weighted_value, key_order, lo, hi)
     return [*arrays, rows, blocks.filled, *_excluded(xp, visits.excluded, lo)]
 
 
@@ -131,8 +131,8 @@ def launch(
     """
     n_excluded = len(visits.excluded), max((table.n_visits for table in visits.excluded), default=0)
     query = arrays[0]
-    row_bytes = query.shape[1] * query.dtype.itemsize
-    is_aligned = all(x % VECTOR_BYTES == 0 for x in (row_bytes, *addresses))
+    # Rows are read four entries at a time, whatever their size.
+    is_aligned = query.shape[1] % 4 == 0 and all(x % VECTOR_BYTES == 0 for x in addresses)
     half, numbers = visits.pairs.half, (visits.intervals.n_visits, n_excluded, is_aligned)
     if not isinstance(tile, HalfTile):
         return launches.tile_partial(tile, dtype_name(query), arrays, *numbers)

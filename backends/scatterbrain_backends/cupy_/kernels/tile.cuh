@@ -10,6 +10,7 @@
 //   row(i), slot(j), column(c)   where these stand in the tile
 //   P(room)                      takes its arrays in shared memory
 //   load_queries, load_keys      into these arrays
+//   UNIT                         in which sums are taken
 //   logits(dim, s)               s[i][j] = q.k
 //   add(x, n_here, sums)         sums[i][c] += sum of x * value over the first n_here slots
 #include "common.cuh"
@@ -196,7 +197,7 @@ struct Rows {
             }
 #pragma unroll
             for (int c = 0; c < P::COLUMNS; c++)
-                if (P::column(c) < run.n_columns - 1) row[P::column(c)] = sums[i][c];
+                if (P::column(c) < run.n_columns - 1) row[P::column(c)] = sums[i][c] * (T(1) / P::UNIT);
         }
     }
 };

@@ -21,6 +21,7 @@ struct PlainProducts {
     typedef T_ T;
     typedef Run<T, T> Input;
     static constexpr int ROWS = ROWS_, TK = TK_, TQ = TY * ROWS, THREADS = TY * TX, LANES = TX;
+    static constexpr T UNIT = 1;
     static constexpr int SLOTS = TK / TX, COLUMNS = W / TX, GROUPS = COLUMNS / 4;
     static_assert(TK % TX == 0 && W % (4 * TX) == 0, "tile");
     Quads<T, W> q, k, v;

@@ -2,7 +2,8 @@
 // and keys: divided by their factors they are so again, exactly. Keys and values, which many tiles read, come as such
 // rows (half_rows.cu); queries come as floats, as those of a tile are often gathered for it alone. A weight
 // exp(logit - ref) is split in two terms of half precision, so that sums are those of float to 2^-17 of a weight
-// (bfloat16), and rounded once, later. The denominator is summed in float.
+// (bfloat16), and rounded once, later; of float16 it is 2^15 times as large, as small ones would be subnormal or none.
+// The denominator is summed in float.
 #include "tile.cuh"
 #include "mma.cuh"
 
@@ -55,6 +56,16 @@ __device__ __forceinline__ void load_halves(const Halves<W>& to, const HalfBits*
     }
 }
 
+// Of weights, which are 1 at most: 1 is near the largest number.
+template <class H>
+struct WeightUnit {
+    static constexpr float VALUE = 1.f;
+};
+template <>
+struct WeightUnit<Float16> {
+    static constexpr float VALUE = 32768.f;
+};
+
 struct Halved {
     const HalfBits* value;
     int key_stride, value_stride;
@@ -68,6 +79,7 @@ struct TensorProducts {
     typedef Run<float, HalfBits> Input;
     static constexpr int ROWS = 2, TK = TK_, TQ = 16 * WARPS, THREADS = 32 * WARPS, LANES = 4;
     static constexpr int SLOTS = TK / LANES, COLUMNS = W / LANES;
+    static constexpr float UNIT = WeightUnit<H>::VALUE;
     static_assert(TK % 16 == 0 && W % 16 == 0, "tile");
     Rounded<H, W> q;
     Halves<W> k, v;
@@ -97,6 +109,7 @@ struct TensorProducts {
 #pragma unroll
         for (int j = 0; j < SLOTS; j++) s[0][j] = s[1][j] = 0.f;
         const int lane = threadIdx.x % 32;
+        __syncwarp();
 #pragma unroll 1
         for (int d = 0; d < dim; d += 16) {
             unsigned a[4], b[4];
@@ -116,16 +129,19 @@ struct TensorProducts {
         }
     }
 
-    // The weights of a product stand where the next one takes them from: none goes through shared memory.
+    // The weights of a product stand where the next one takes them from: none goes through shared memory. Products
+    // of 16 keys are added by the lanes: to the sum of all, tensor cores would round each towards zero.
     __device__ __forceinline__ void add(const float (&x)[ROWS][SLOTS], int n_here, float (&sums)[ROWS][COLUMNS]) const {
         const int lane = threadIdx.x % 32;
+        const float unit = MUT == 22 ? 1.f : UNIT;
+        __syncwarp();
 #pragma unroll
         for (int j = 0; j < SLOTS; j += 4) {  // 16 keys
             if (4 * j >= n_here) break;
             unsigned high[4], low[4], b[4];
 #pragma unroll
             for (int r = 0; r < 4; r++) {
-                const float first = x[r % 2][j + r / 2 * 2], second = x[r % 2][j + r / 2 * 2 + 1];
+                const float first = x[r % 2][j + r / 2 * 2] * unit, second = x[r % 2][j + r / 2 * 2 + 1] * unit;
                 high[r] = packed<H>(first, second);
                 low[r] = packed<H>(first - unpacked<H>(high[r], 0), second - unpacked<H>(high[r], 1));
             }
@@ -136,11 +152,12 @@ struct TensorProducts {
                 else
                     load_transposed(b, v.get(4 * j + lane % 16, 4 * c + lane / 16 * 8));
 #pragma unroll
-                for (int n = 0; n < 2; n++) {
-                    float *const above = sums[0] + c + 2 * n, *const below = sums[1] + c + 2 * n;
-                    multiply_add<H>(above[0], above[1], below[0], below[1], high, b[2 * n], b[2 * n + 1]);
-                    if (MUT != 17)
-                        multiply_add<H>(above[0], above[1], below[0], below[1], low, b[2 * n], b[2 * n + 1]);
+                for (int n = 0; n < 4; n += 2) {
+                    float here[4] = {};
+                    if (MUT != 17) multiply_add<H>(here[0], here[1], here[2], here[3], low, b[n], b[n + 1]);
+                    multiply_add<H>(here[0], here[1], here[2], here[3], high, b[n], b[n + 1]);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) sums[i / 2][c + n + i % 2] += here[i] * (UNIT / unit);
                 }
             }
         }
@@ -152,7 +169,7 @@ struct TensorProducts {
 // precision; of `value` the weights alone are read; query * query_factor is of half precision too, and logits are
 // `scale` times the products.
 template <class H, int W, int WARPS, int TK>
-__global__ void __launch_bounds__(32 * WARPS, 384 / (32 * WARPS))
+__global__ void __launch_bounds__(32 * WARPS, (W > 96 && TK > 32 ? 256 : 384) / (32 * WARPS))
     tile_partial_half(TILE_ARGUMENTS(float, HalfBits), const HalfBits* __restrict__ halves, int key_stride,
                       int value_stride, float query_factor, float scale) {
 #if HAS_MMA
