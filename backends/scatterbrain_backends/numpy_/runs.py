@@ -28,8 +28,8 @@ from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.tables import Runs
 
-# Keys that a chunk takes whole runs of.
-CHUNK_KEYS = 4096
+# Keys that a chunk takes whole runs of, and the most runs.
+CHUNK_KEYS, CHUNK_RUNS = 4096, 64
 # Weights of a tile; but as many queries as make a copy of the keys cheap.
 TILE_WEIGHTS, LEAST_TILE_QUERIES, TILE_QUERIES = 2**16, 64, 256
 # Keys of a mean run for each feature: the sums of shorter runs would take more memory than their keys.
@@ -146,9 +146,14 @@ def _attend_head(head: Head, output: Any) -> bool:
 
 
 def _chunks(head: Head) -> list[tuple[int, int]]:
-    """Runs [first, last) of each chunk: those that begin in one stretch of slots."""
+    """Runs [first, last) of each chunk: those that begin in one stretch of slots, if they are not too many."""
     _, first = np.unique(head.edges[:-1] // CHUNK_KEYS, return_index=True)
-    return list(pairwise([*first.tolist(), head.n_runs]))
+    stretches = pairwise([*first.tolist(), head.n_runs])
+    return [
+        (run, min(run + CHUNK_RUNS, last))
+        for first, last in stretches
+        for run in range(first, last, CHUNK_RUNS)
+    ]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 # Elements of a stack: so long a call that threads seldom wait for the interpreter, in a shared cache.
 STACK_ELEMENTS = 2**18
+STACK_MATRICES = 64
 # Elements of a stack for each that is not there to fill up.
 MAX_FILLING = 1.3
 
@@ -31,7 +32,8 @@ def in_stacks(n_rows: Any, n_columns: Any) -> Iterator[Any]:
     for end, (r, c) in enumerate(shapes):
         rows, columns, own = max(rows, r), max(columns, c), own + r * c
         filled = (end + 1 - begin) * rows * columns
-        if end > begin and filled > min(STACK_ELEMENTS, MAX_FILLING * own):
+        is_full = end - begin == STACK_MATRICES or filled > min(STACK_ELEMENTS, MAX_FILLING * own)
+        if end > begin and is_full:
             yield order[begin:end]
             begin, rows, columns, own = end, r, c, r * c
     if len(order):
