@@ -146,7 +146,7 @@ def _attend_head(head: Head, output: Any) -> bool:
 
 
 def _chunks(head: Head) -> list[tuple[int, int]]:
-    """Runs [first, last) of each chunk: those that begin in one stretch of slots, if they are not too many."""
+    """Runs [first, last) of each chunk: not too many of those that begin in one stretch of slots."""
     _, first = np.unique(head.edges[:-1] // CHUNK_KEYS, return_index=True)
     stretches = pairwise([*first.tolist(), head.n_runs])
     return [
