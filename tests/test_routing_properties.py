@@ -253,3 +253,26 @@ def test_the_error_falls_with_the_budget_far_below_others(is_causal, rng):
     assert 5 * errors[1] < min(error("performer", 1 / 8), error("lsh", 1 / 8))
     est = sb.estimate(q, k, v, budget=1 / 8, is_causal=is_causal)
     assert np.abs(est.lse - exact.lse).mean() < 0.05
+
+
+@pytest.mark.parametrize("scale", [6.0, 40.0])
+def test_float32_spends_its_budget_at_large_logits_too(library, rng, is_causal, scale):
+    """Where a cluster's estimated share is lost to underflow it is still opened when others have been."""
+    q, k, v = draw_problem(rng, 600, 600, dim=8, lead=(1,))
+    q, k = scale * q, scale * k
+    exact = sb.attention(q, k, v, method="exact", is_causal=is_causal)
+    own = library.arrays(*(x.astype("float32") for x in (q, k, v)))
+    errors = []
+    for budget in (0.1, 0.25, 0.4):
+        estimate = sb.estimate(*own, budget=budget, is_causal=is_causal)
+        expected = sb.estimate(q, k, v, budget=budget, is_causal=is_causal)
+        assert estimate.cost.fraction >= 0.95 * expected.cost.fraction
+        errors.append(relative_error(library.to_numpy(estimate.output), exact))
+        assert errors[-1] <= 1.2 * relative_error(expected.output, exact) + 0.02
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_no_warning_at_huge_gains(rng):
+    q, k, v = draw_problem(rng, 200, 200, dim=16)
+    for factor, scale in ((1e100, None), (1.0, 1e300)):
+        assert np.isfinite(sb.attention(factor * q, factor * k, v, budget=0.3, scale=scale)).all()

@@ -15,6 +15,10 @@ from scatterbrain_core.routing.spending import Allowance
 MOST_SPREAD = 10.0
 # The least spread lets clusters whose logits are all equal still be ordered by their weight.
 LEAST_SPREAD = 1e-9
+# Below it a share counts for the more the greater its logarithm: its square would be lost to underflow.
+# Shares are of estimates, which may be wrong by far where logits are large: what the budget leaves goes to
+# those clusters too.
+LEAST_SHARE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,10 @@ def _share(backend: Backend, view: View, near: Partial) -> Array:
     ref = finite(backend, xp.maximum(near.ref, xp.max(view.logit, axis=-1)))
     weight = xp.exp(view.logit - ref[..., None])
     total = near.acc[..., -1] * xp.exp(near.ref - ref) + xp.sum(weight, axis=-1)
-    return weight / xp.where(total > 0, total, 1.0)[..., None]
+    total = xp.where(total > 0, total, 1.0)
+    share = weight / total[..., None]
+    below = math.log(LEAST_SHARE) + (ref + xp.log(total))[..., None] - view.logit
+    return xp.where(below > 0, LEAST_SHARE / (1 + xp.where(below > 0, below, 0.0)), share)
 
 
 def _error_within(xp: Namespace, view: View, share: Array) -> Array:

@@ -5,6 +5,7 @@ The formulas are those of the array-API code, whose choices these are but for ro
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from array_api_compat import numpy as xp
 from scatterbrain_core.normalization import Partial
 from scatterbrain_core.routing.selection import CORRECTIONS, PART_OF_ENTRY, ROOM, SAMPLED_ROWS, curve_of
 from scatterbrain_core.routing.spending import Allowance
-from scatterbrain_core.routing.view import LEAST_SPREAD, Choice, View, distances
+from scatterbrain_core.routing.view import LEAST_SHARE, LEAST_SPREAD, Choice, View, distances
 
 Found = tuple[Choice, tuple[Any, Any]]
 
@@ -51,7 +52,9 @@ def choose(view: View, near: Partial, is_row: Any, allowance: Allowance) -> Foun
     for head, columns in enumerate(every):
         weights = _weights(v.logit[head], near.ref[head], near.acc[head, :, -1])
         rows = None if is_row is None else is_row[head]
-        parts.append(_choose(columns, v.spread[head], weights, rows, _Limits.of(allowance, head)))
+        parts.append(
+            _choose(columns, v.logit[head], v.spread[head], weights, rows, _Limits.of(allowance, head))
+        )
     opened, apart, first, second = (np.stack(x) for x in zip(*(part[:4] for part in parts), strict=True))
     ref, weight = (np.stack([getattr(part[4], name) for part in parts]) for name in ("ref", "weight"))
     bars = (first.reshape(-1, 1, 1).astype(ref.dtype), second.reshape(-1, 1, 1).astype(ref.dtype))
@@ -145,13 +148,13 @@ def _weights(logit: Any, near_ref: Any, near_weight: Any) -> _Weights:
 
 
 def _choose(
-    columns: _Columns, spread: Any, weights: _Weights, is_row: Any, limits: _Limits
+    columns: _Columns, logit: Any, spread: Any, weights: _Weights, is_row: Any, limits: _Limits
 ) -> tuple[Any, Any, float, float, _Weights]:
     """Clusters opened and seen apart, both bars, and the weights."""
     finite = np.isfinite(weights.total)
     counts = finite if is_row is None else finite & is_row
     per_weight = np.where(counts, 1 / weights.total, 0).astype(weights.weight.dtype)
-    share = weights.weight * per_weight[:, None]
+    share = _share(weights, logit, per_weight)
     within, between = _errors(columns, spread, share)
     if not finite.all():
         within[~finite] = between[~finite] = 0
@@ -178,6 +181,20 @@ def _choose(
     second = _Selection([to_open], [cost], limits.mean - float(spent.mean()), most, bars[1])
     (opened,) = second.chosen()
     return opened, apart, first.at_mean, second.at_mean, weights
+
+
+def _share(weights: _Weights, logit: Any, per_weight: Any) -> Any:
+    """Share of each cluster, those of rows that count for nothing 0."""
+    share = weights.weight * per_weight[:, None]
+    if share.min(initial=LEAST_SHARE) >= LEAST_SHARE:
+        return share
+    below = (math.log(LEAST_SHARE) + weights.ref + np.log(weights.total))[:, None] - logit
+    small = below > 0
+    np.maximum(below, 0, out=below)
+    below += 1
+    small = small & (per_weight > 0)[:, None]
+    np.divide(LEAST_SHARE, below, out=share, where=small)
+    return share
 
 
 def _errors(columns: _Columns, spread: Any, share: Any) -> tuple[Any, Any]:
@@ -286,7 +303,8 @@ class _Curve:
     def __init__(self, gain: Any, cost: Any, n_rows: int) -> None:
         there = np.flatnonzero(gain > 0)
         self.gain, self.cost, self.n_rows = gain[there], cost[there], n_rows
-        self.digits = self.gain.astype(np.float32).view(np.int32) >> DROPPED_BITS
+        with np.errstate(over="ignore", under="ignore"):
+            self.digits = self.gain.astype(np.float32).view(np.int32) >> DROPPED_BITS
         spent = np.bincount(self.digits, self.cost, minlength=1)
         self.up_to = np.cumsum(spent[::-1])  # from the greatest gains on
 
