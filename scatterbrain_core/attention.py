@@ -91,7 +91,8 @@ def attention(
         overflow. It costs one pass over the data. Without it, what is not finite spreads as NaN.
     max_memory : int, optional
         Bytes that the call may take beside its arguments and its result: temporaries are made smaller, and
-        fewer heads are worked at a time. Copies that `enable_gqa` makes of key and value, and
+        fewer heads are worked at a time. Copies that `enable_gqa` makes of key and value, copies of arrays
+        whose leading axes do not merge where they stand (as of swapped axes), and
         what a library keeps for gradients, come on top.
 
     Returns

@@ -55,6 +55,8 @@ class Backend:
         How many elements of features and running states one group of heads may have; one head may have more.
     visit_elements : int
         How many elements of vectors the visits of queries to clusters may have that are worked at a time.
+    checked_elements : int
+        How many elements of query, key and value are checked to be finite at a time.
     most_heads : int
         How many heads may be worked at a time.
     chunk_limit : int
@@ -64,6 +66,7 @@ class Backend:
     chunk_elements = 2**20
     group_elements = 2**25
     visit_elements = 2**24
+    checked_elements = 2**25
     most_heads = 2**31 - 1
     chunk_limit = 2**62
 
@@ -78,7 +81,17 @@ class Backend:
         """The same backend for one call, with smaller temporaries and fewer heads at a time."""
         backend = copy(self)
         backend.chunk_limit, backend.most_heads = chunk_limit, most_heads
+        backend.visit_elements = min(self.visit_elements, chunk_limit)
         return backend
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether it comes from `within`."""
+        return self.chunk_limit < Backend.chunk_limit
+
+    def checked_bytes(self, item_size: int) -> int:
+        """Of the copies that the check of entries makes at a time, of half precision or under a mask."""
+        return 2 * item_size * self.checked_elements
 
     def joined_bytes(self, output_bytes: int) -> int:
         """What it takes to put the output of a call together from its parts."""

@@ -157,11 +157,12 @@ def head_groups(problem: Problem, method: Scatterbrain, elements: int | None = N
 
 
 class Elements(NamedTuple):
-    """About how many numbers one head has: of its rows, of visits beyond one a query, of running states."""
+    """About how many numbers one head has: of rows, visits beyond one a query, running states, pairs."""
 
     rows: int
     visits: int
     states: int
+    pairs: int
 
 
 def elements_of_head(problem: Problem, method: Scatterbrain) -> Elements:
@@ -176,6 +177,7 @@ def elements_of_head(problem: Problem, method: Scatterbrain) -> Elements:
         rows * (problem.dim + columns + rank) + of_keys,
         (n_visits - problem.n_queries) * columns,
         4 * max(n_blocks, default=rows // 64 + 2) * rank * columns,
+        problem.n_queries * problem.n_keys if any(part.is_matrix for part in method.supports) else 0,
     )
 
 

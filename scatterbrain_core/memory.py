@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +10,15 @@ from scatterbrain_core._checks import as_index, type_name
 from scatterbrain_core.estimator import elements_of_head
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.problem import Problem, item_size
+from scatterbrain_core.sparse.routed_clusters import RoutedClusters
 
 # Measured over every preset and held to by a test. Numbers in the dtype that is worked in: for each of a
 # head's rows, visits and states; for each number of a temporary; and of what does not grow.
 OF_ROWS, OF_VISITS, OF_STATES, OF_TEMPORARY, FIXED = 4, 2, 1, 4, 2**22
-# Bytes of a row's indices.
-OF_INDICES = 128
+# Bytes of a row's indices in a table, of a pair in one of all pairs, of an entry that `auto` may open.
+OF_INDICES, OF_PAIR, OF_ENTRY = 128, 3, 6
+# Bytes of the view that a chunk of its queries has of the clusters.
+OF_VIEW = 2**25
 # Elements of the smallest temporaries: with smaller ones a call is mostly overhead.
 LEAST_TEMPORARY = 2**16
 
@@ -45,13 +49,21 @@ def within(problem: Problem, method: Scatterbrain, max_memory: Any) -> Problem:
 
 def bytes_of_head(problem: Problem, method: Scatterbrain, chunk_elements: int) -> int:
     """At most what one head takes, with temporaries of so many elements."""
-    rows, visits, states = elements_of_head(problem, method)
+    rows, visits, states, pairs = elements_of_head(problem, method)
     numbers = OF_ROWS * rows + OF_VISITS * visits + OF_STATES * states + OF_TEMPORARY * chunk_elements + FIXED
-    indices = OF_INDICES * (problem.n_queries + problem.n_keys)
+    n_tables = max(1, sum(part.table_count for part in method.supports))
+    indices = OF_INDICES * (problem.n_queries + problem.n_keys) * n_tables + OF_PAIR * pairs
+    if isinstance(method.sparse, RoutedClusters) and method.sparse.entries is not None:
+        indices += int(OF_ENTRY * method.sparse.entries) * problem.n_queries + OF_VIEW
     return item_size(problem.worked_in, problem.xp) * numbers + indices
 
 
 def _bytes_of_output(problem: Problem) -> int:
     """Of putting the output together, and of casting it to half precision."""
     n = problem.n_heads * problem.n_queries * problem.dim_value * item_size(problem.worked_in, problem.xp)
-    return problem.backend.joined_bytes(n) + (0 if problem.half is None else n)
+    is_copied = problem.half is not None or problem.key_mask is not None or problem.row_mask is not None
+    # Parts whose entries were checked before this was known, on as many threads as there are.
+    checked = sum(math.prod(x.shape) for x in problem.arrays) * item_size(problem.worked_in, problem.xp)
+    most = problem.backend.checked_bytes(item_size(problem.worked_in, problem.xp))
+    checked = min(checked, most) if is_copied else 0
+    return max(checked, problem.backend.joined_bytes(n) + (0 if problem.half is None else n))

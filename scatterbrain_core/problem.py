@@ -450,8 +450,7 @@ def _check_entries(problem: Problem) -> None:
 def _largest_entries(problem: Problem) -> list[float]:
     """Largest absolute entries of query, key and value, NaN where one is NaN; a few heads at a time."""
     of_head = sum(math.prod(x.shape[1:]) for x in problem.arrays)
-    # One pass over the data: parts are made for copies of half precision, and to begin a thread takes longer.
-    step = max(1, 8 * problem.backend.group_elements // max(of_head, 1))
+    step = max(1, problem.backend.checked_elements // max(of_head, 1))
     parts = problem.by_heads(step)
     tops = problem.backend.map(lambda part: [largest_entry(problem, x) for x in _masked(part)], parts)
     return [

@@ -116,7 +116,7 @@ def test_attend_reads_files_in_place_and_keeps_to_a_limit(folder, monkeypatch):
 
 def test_attend_says_what_the_least_memory_is(folder, capsys):
     told = mistake(capsys, ["attend", "q.npy", "k.npy", "v.npy", "-o", "out.npy", "--max-memory", "10"])
-    assert "max_memory must be at least" in told
+    assert "--max-memory must be at least" in told
     arguments = ["--max-memory", str(2**27), "--lse", "lse.npy"]
     told = mistake(capsys, ["attend", "q.npy", "k.npy", "v.npy", "-o", "out.npy", *arguments])
     assert told.startswith("--max-memory does not go with --lse")

@@ -10,7 +10,7 @@ import pytest
 from problems import draw_problem
 
 import scatterbrain_core as sb
-from scatterbrain_backends.numpy_ import NumpyBackend
+from scatterbrain_backends.numpy_ import NumpyBackend, runs
 
 PARTS = {
     "one table": sb.Scatterbrain(sb.PositiveFeatures(32), sb.RandomHyperplanes(max_bucket=64)),
@@ -65,6 +65,76 @@ def test_no_call_takes_more_than_the_least(rng, is_causal, one_thread, name, dim
     free = sb.attention(q, k, v, **arguments)
     tolerance = 2e-3 if dtype == "float16" else 1e-4
     assert np.abs(output - free).max() <= tolerance * np.abs(free.astype(float)).max()
+
+
+LARGE = {
+    "auto, half of the keys": (4096, 8, {"budget": 0.5}),
+    "auto, many keys": (20000, 4, {}),
+    "tables": (
+        16384,
+        2,
+        {"method": sb.Scatterbrain(sparse=sb.RandomHyperplanes(n_bits=8, n_tables=16, max_bucket=64))},
+    ),
+    "top keys": (4000, 8, {"method": sb.Scatterbrain(sparse=sb.TopKeys(2))}),
+    "clusters": (10000, 4, {"method": sb.Scatterbrain(sparse=sb.KeyClusters(500)), "budget": 0.01}),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_what_grows_is_counted(rng, is_causal, two_threads, name):
+    """Where the constant part of the least is small beside it, and with as many threads as fit."""
+    n, dim, arguments = LARGE[name]
+    if is_causal and name == "clusters":
+        pytest.skip("clusters of all keys are not causal")
+    arrays = [0.5 * x for x in draw_problem(rng, n, n, dim=dim, lead=(2,), columns=dim, dtype="float32")]
+    arguments = {**arguments, "is_causal": is_causal}
+    least = least_memory(*arrays, **arguments)
+    for limit in (least, 2 * least):
+        assert peak_of(*arrays, max_memory=limit, **arguments)[1] <= limit
+
+
+@pytest.fixture
+def two_threads():
+    sb.set_num_threads(2)
+    yield
+    sb.set_num_threads(None)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_check_of_entries_is_counted(rng, two_threads, masked):
+    """Which copies what it checks of half precision."""
+    q, k, v = (x.astype("float16") for x in draw_problem(rng, 64, 64, dim=64, lead=(600,), columns=64))
+    mask = rng.random((600, 1, 64)) < 0.9 if masked else None
+    arguments = {"method": "scatterbrain", "attn_mask": mask}
+    least = least_memory(q, k, v, **arguments)
+    assert peak_of(q, k, v, max_memory=least, **arguments)[1] <= least
+
+
+def test_generic_code_keeps_to_the_limit_too(rng):
+    strict = pytest.importorskip("array_api_strict")
+    arrays = draw_problem(rng, 3000, 3000, dim=32, lead=(1,), columns=32, dtype="float32")
+    own = [strict.asarray(x) for x in arrays]
+    least = least_memory(*own)
+    tracemalloc.start()
+    sb.attention(*own, max_memory=least)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= least + arrays[2].nbytes
+
+
+def test_torch_on_the_cpu_hands_the_limit_on(rng, monkeypatch):
+    torch = pytest.importorskip("torch")
+    found, attend = [], runs.attend
+
+    def spy(problem, *arguments):
+        found.append(problem.backend.is_limited)
+        return attend(problem, *arguments)
+
+    monkeypatch.setattr(runs, "attend", spy)
+    tensors = [torch.asarray(x) for x in draw_problem(rng, 300, 300, lead=(3,), dtype="float32")]
+    arguments = {"method": PARTS["one table"]}
+    sb.attention(*tensors, max_memory=2**28, **arguments)
+    assert found == [True] * 3
 
 
 def test_more_memory_makes_larger_temporaries_and_more_heads_at_a_time(rng):

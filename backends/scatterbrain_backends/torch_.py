@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd import forward_ad
 
@@ -60,10 +61,20 @@ class TorchBackend(Backend):
         if not is_plain or torch.compiler.is_compiling() or not runs.is_taken(groups[0], method):
             return super().attend(groups, method, projections, generic)
         heads = [group.of_heads(slice(i, i + 1)) for group in groups for i in range(group.n_heads)]
-        on_numpy = [_on_numpy(head) for head in heads]
         supports = [_as_numpy(support) for support in projections.supports]
         drawn = replace(projections, features=_as_numpy(projections.features), supports=supports)
-        return torch.from_numpy(on_numpy[0].backend.attend(on_numpy, method, drawn, generic))
+        first, numpy = heads[0], backend_of(query=np.empty(0))
+        if self.is_limited:
+            numpy = numpy.within(self.chunk_limit, self.most_heads)
+        dtype = str(first.worked_in).removeprefix("torch.")
+        output = np.empty((len(heads), first.n_queries, first.dim_value), dtype)
+
+        def write(i: int) -> None:
+            own = _on_numpy(heads[i], numpy)
+            output[i : i + 1] = numpy.attend([own], method, drawn, generic)
+
+        numpy.map(write, range(len(heads)))
+        return torch.from_numpy(output)
 
     def scatter_add(self, total: Any, index: Any, rows: Any) -> Any:
         """`total` with rows added in place, on CUDA without the atomics of `index_add_`."""
@@ -116,7 +127,7 @@ def _as_numpy(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.detach().resolve_neg().numpy() for x in tensors)
 
 
-def _on_numpy(problem: Problem) -> Problem:
+def _on_numpy(problem: Problem, backend: Backend) -> Problem:
     """The problem of the same memory as NumPy arrays."""
     is_half = problem.half is not None  # which NumPy may not have
     arrays = _as_numpy((problem.query, problem.key, problem.value) if is_half else problem.arrays)
@@ -124,7 +135,7 @@ def _on_numpy(problem: Problem) -> Problem:
     key_mask, row_mask = (None if mask is None else mask.numpy() for mask in masks)
     return replace(
         problem,
-        backend=backend_of(query=arrays[0]),
+        backend=backend,
         arrays=arrays,
         in_form=problem.in_form or is_half,
         key_mask=key_mask,

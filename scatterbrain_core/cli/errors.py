@@ -16,6 +16,7 @@ OPTION_OF = {
     "is_causal=True": "--causal",
     "is_causal": "--causal",
     "attn_mask": "--mask",
+    "max_memory": "--max-memory",
 }
 
 

@@ -106,6 +106,11 @@ class Hashing(Support):
         return 2**self.depth
 
     @property
+    def table_count(self) -> int:
+        """T."""
+        return self.n_tables or 1
+
+    @property
     def is_open(self) -> bool:
         """Whether the largest bucket is left to the budget."""
         return not self.is_sized and self.max_bucket is None

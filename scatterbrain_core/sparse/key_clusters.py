@@ -85,8 +85,8 @@ class KeyClusters(Support):
 
     @property
     def columns_of_key(self) -> int:
-        """Its score at every cluster."""
-        return self.n_clusters or 1
+        """Its score at every cluster, and half as much for what is made of it."""
+        return 3 * (self.n_clusters or 1) // 2
 
     @property
     def n_visits(self) -> int:

@@ -59,6 +59,16 @@ class Support(ABC):
         return 1
 
     @property
+    def table_count(self) -> int:
+        """Tables of a planned part."""
+        return 1
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether a table holds every pair of a query and a key."""
+        return False
+
+    @property
     def columns_of_key(self) -> int:
         """Numbers that a planned part gives every key at a time while it lays out its table."""
         return 0

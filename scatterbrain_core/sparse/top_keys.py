@@ -43,9 +43,9 @@ class TopKeys(Support):
         return self.n_keys is None
 
     @property
-    def n_visits(self) -> int:
-        """One interval, but with a matrix beside it: as if each key were one, so that few heads are held."""
-        return self.n_keys or 1
+    def is_matrix(self) -> bool:
+        """An oracle: it ranks all pairs."""
+        return True
 
     def stated_pairs(self, n_queries: int, n_keys: int) -> int:
         """The keys."""

@@ -19,6 +19,7 @@ from scatterbrain_core.problem import Problem
 from scatterbrain_core.routing.spending import Allowance
 from scatterbrain_core.routing.view import Choice, View
 from scatterbrain_core.routing.visits import Keys, Opened
+from scatterbrain_core.threads import get_num_threads
 from scatterbrain_core.tiles import Sorted, sort_jointly
 
 T = TypeVar("T")
@@ -30,6 +31,8 @@ class NumpyBackend(Backend):
 
     # Heads are work for threads, but small ones share the cost of a call.
     group_elements = 2**19
+    # Every thread has so many at a time.
+    checked_elements = 2**20
     # Of a visit nothing is kept but its row and slots.
     visit_elements = 2**30
 
@@ -41,7 +44,12 @@ class NumpyBackend(Backend):
         """Each thread has one head at a time."""
         backend = super().within(chunk_limit, most_heads)
         backend.group_elements = 1
+        backend.visit_elements = self.visit_elements
         return backend
+
+    def checked_bytes(self, item_size: int) -> int:
+        """As many as there are threads."""
+        return get_num_threads() * super().checked_bytes(item_size)
 
     def joined_bytes(self, output_bytes: int) -> int:  # noqa: ARG002
         """Nothing: each head is written where it belongs."""
@@ -83,6 +91,7 @@ class NumpyBackend(Backend):
     ) -> tuple[Any, Any | None]:
         """Codes, and projections on what buckets are cut along: each in a call or two."""
         # Digits of a float64 are exact: a code has far fewer than 53.
+        x = np.ascontiguousarray(x)  # in another layout equal vectors could be rounded otherwise
         digit = 2.0 ** np.arange(normals.shape[0])[::-1]
         codes = ((x @ normals.T >= 0) @ digit).astype(np.intp)
         # Not a matrix product: equal vectors are given equal numbers.

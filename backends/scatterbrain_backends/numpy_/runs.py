@@ -200,7 +200,7 @@ def _feature_sums(head: Head, chunk: tuple[int, int]) -> _FeatureSums:
     runs = np.arange(*chunk)
     n_keys = head.edges[runs + 1] - head.edges[runs]
     parts = []
-    stacks = list(in_stacks(n_keys, np.full(len(runs), head.value.shape[1])))
+    stacks = list(in_stacks(n_keys, np.full(len(runs), head.value.shape[1] + 1)))
     for stack in stacks:
         slots, is_own = filled_up(head.edges[runs[stack]], n_keys[stack])
         keys = head.key_order[slots]

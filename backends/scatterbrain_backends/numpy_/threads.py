@@ -63,15 +63,19 @@ class _Shared(Generic[T, R]):
             for i in range(1, n_threads)
         ]
         try:
-            for thread in others:
-                thread.start()
+            _start(others)
             copy_context().run(self.take)
             _join(others)
         except BaseException as error:  # an interrupt
             self.end(error)
             _join(others)
         if self.errors:
-            raise self.errors[0]
+            first = self.errors[0]
+            self.errors.clear()  # whose traceback holds this
+            try:
+                raise first
+            finally:
+                del first
         return [result for _, result in sorted(self.results.items(), key=itemgetter(0))]
 
     def take(self) -> None:
@@ -91,6 +95,15 @@ class _Shared(Generic[T, R]):
         """Let no thread begin another item."""
         self.errors.append(error)
         self.stop.set()
+
+
+def _start(threads: list[Thread]) -> None:
+    """Begin as many as the system allows: the caller works in any case."""
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError:  # can't start new thread
+        return
 
 
 def _join(threads: list[Thread]) -> None:
