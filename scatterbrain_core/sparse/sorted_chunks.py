@@ -82,6 +82,11 @@ class SortedChunks(Support):
         return self.chunk_size is None
 
     @property
+    def table_count(self) -> int:
+        """Rounds."""
+        return self.n_rounds or 1
+
+    @property
     def least_pairs(self) -> int:
         """Two chunks of a key a round."""
         return 2 * (self.n_rounds or 1)

@@ -63,6 +63,11 @@ class SortedClusters(Support):
         return self.cluster_size is None
 
     @property
+    def table_count(self) -> int:
+        """Rounds."""
+        return self.n_rounds or 1
+
+    @property
     def least_pairs(self) -> int:
         """An exact key a round."""
         return self.n_rounds or 1
