@@ -9,7 +9,7 @@ from typing import Any
 from scatterbrain_core._checks import as_index, type_name
 from scatterbrain_core.estimator import elements_of_head
 from scatterbrain_core.method import Scatterbrain
-from scatterbrain_core.problem import Problem, item_size
+from scatterbrain_core.problem import Problem
 from scatterbrain_core.sparse.routed_clusters import RoutedClusters
 
 # Measured over every preset and held to by a test. Numbers in the dtype that is worked in: for each of a
@@ -34,16 +34,16 @@ def within(problem: Problem, method: Scatterbrain, max_memory: Any) -> Problem:
     limit = as_index(max_memory)
     if limit is None:
         raise TypeError(f"max_memory must be an int or None, got {type_name(max_memory)}")
-    joined = _bytes_of_output(problem)
+    beside = _bytes_beside_heads(problem)
     chunk = problem.backend.chunk_of(problem.like)
     smallest = min(chunk, LEAST_TEMPORARY)
-    least = joined + bytes_of_head(problem, method, smallest)
+    least = beside + bytes_of_head(problem, method, smallest)
     if limit < least:
         told = f"at least {least} bytes for this call, one head at a time"
         raise ValueError(f"max_memory must be {told}, got {limit}")
-    while chunk > smallest and joined + bytes_of_head(problem, method, chunk) > limit:
+    while chunk > smallest and beside + bytes_of_head(problem, method, chunk) > limit:
         chunk = max(smallest, chunk // 2)
-    most_heads = (limit - joined) // bytes_of_head(problem, method, chunk)
+    most_heads = (limit - beside) // bytes_of_head(problem, method, chunk)
     return replace(problem, backend=problem.backend.within(chunk, most_heads))
 
 
@@ -55,15 +55,15 @@ def bytes_of_head(problem: Problem, method: Scatterbrain, chunk_elements: int) -
     indices = OF_INDICES * (problem.n_queries + problem.n_keys) * n_tables + OF_PAIR * pairs
     if isinstance(method.sparse, RoutedClusters) and method.sparse.entries is not None:
         indices += int(OF_ENTRY * method.sparse.entries) * problem.n_queries + OF_VIEW
-    return item_size(problem.worked_in, problem.xp) * numbers + indices
+    return problem.item_size * numbers + indices
 
 
-def _bytes_of_output(problem: Problem) -> int:
-    """Of putting the output together, and of casting it to half precision."""
-    n = problem.n_heads * problem.n_queries * problem.dim_value * item_size(problem.worked_in, problem.xp)
-    is_copied = problem.half is not None or problem.key_mask is not None or problem.row_mask is not None
-    # Parts whose entries were checked before this was known, on as many threads as there are.
-    checked = sum(math.prod(x.shape) for x in problem.arrays) * item_size(problem.worked_in, problem.xp)
-    most = problem.backend.checked_bytes(item_size(problem.worked_in, problem.xp))
-    checked = min(checked, most) if is_copied else 0
-    return max(checked, problem.backend.joined_bytes(n) + (0 if problem.half is None else n))
+def _bytes_beside_heads(problem: Problem) -> int:
+    """Of putting the output together and casting it to half precision; or of what was checked before."""
+    backend, is_half = problem.backend, problem.half is not None
+    n_bytes = problem.n_heads * problem.n_queries * problem.dim_value * problem.item_size
+    joined = backend.joined_bytes(n_bytes) + (n_bytes if is_half else 0)
+    if not is_half and problem.key_mask is None and problem.row_mask is None:
+        return joined  # the check copied nothing
+    n_entries = sum(math.prod(x.shape) for x in problem.arrays)
+    return max(joined, min(n_entries * problem.item_size, backend.checked_bytes(problem.item_size)))

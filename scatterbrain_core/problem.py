@@ -145,6 +145,11 @@ class Problem:
         return getattr(self.xp, WORKED_IN[_name(self.dtype)])
 
     @property
+    def item_size(self) -> int:
+        """Bytes of a number that is worked in."""
+        return int(self.xp.finfo(self.worked_in).bits) // 8
+
+    @property
     def n_heads(self) -> int:
         """H, the product of the leading axes."""
         return self.arrays[0].shape[0]
@@ -272,11 +277,6 @@ def bring_to_form(
     if check_finite:
         _check_entries(problem)
     return problem
-
-
-def item_size(dtype: Any, xp: Namespace) -> int:
-    """Bytes of a number."""
-    return int(xp.finfo(dtype).bits) // 8
 
 
 def dtype_name(x: Any) -> str:

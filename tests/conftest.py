@@ -18,6 +18,7 @@ from commands import SHAPE
 from libraries import EVERYWHERE, Library, make_library
 from oracle import METHODS, is_call
 
+import scatterbrain_core as sb
 from scatterbrain_core.presets import PRESETS
 
 ON_CPU = ["numpy", "array_api_strict", "torch"]
@@ -138,3 +139,21 @@ def folder(tmp_path, monkeypatch):
     for name in "qkv":
         np.save(f"{name}.npy", draw.standard_normal(SHAPE).astype(np.float32))
     return tmp_path
+
+
+@pytest.fixture
+def one_thread():
+    """Calls on NumPy arrays use one thread."""
+    yield from _on_threads(1)
+
+
+@pytest.fixture
+def two_threads():
+    """Calls on NumPy arrays use two threads, however many processors there are."""
+    yield from _on_threads(2)
+
+
+def _on_threads(n):
+    sb.set_num_threads(n)
+    yield
+    sb.set_num_threads(None)

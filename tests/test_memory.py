@@ -21,13 +21,6 @@ PARTS = {
 METHODS = {name: name for name in sb.methods()} | PARTS
 
 
-@pytest.fixture
-def one_thread():
-    sb.set_num_threads(1)
-    yield
-    sb.set_num_threads(None)
-
-
 def least_memory(*arrays, **arguments):
     """What the message of a limit of one byte says."""
     with pytest.raises(ValueError, match=r"max_memory must be at least \d+ bytes for this call") as caught:
@@ -91,13 +84,6 @@ def test_what_grows_is_counted(rng, is_causal, two_threads, name):
     least = least_memory(*arrays, **arguments)
     for limit in (least, 2 * least):
         assert peak_of(*arrays, max_memory=limit, **arguments)[1] <= limit
-
-
-@pytest.fixture
-def two_threads():
-    sb.set_num_threads(2)
-    yield
-    sb.set_num_threads(None)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -46,13 +46,6 @@ def taken(monkeypatch):
     return said
 
 
-@pytest.fixture
-def two_threads():
-    sb.set_num_threads(2)
-    yield
-    sb.set_num_threads(None)
-
-
 def by_array_api(*arrays, **arguments):
     """The output of the array-API code alone."""
     with pytest.MonkeyPatch.context() as patch:

@@ -118,12 +118,12 @@ class Hashing(Support):
     @property
     def least_pairs(self) -> int:
         """An exact key a table."""
-        return self.n_tables or 1
+        return self.table_count
 
     def stated_pairs(self, n_queries: int, n_keys: int) -> int:
         """The most that buckets of a stated size hold."""
         del n_queries
-        return 0 if self.max_bucket is None else min(self.max_bucket, n_keys) * (self.n_tables or 1)
+        return 0 if self.max_bucket is None else min(self.max_bucket, n_keys) * self.table_count
 
     def tile_shape(self, n_queries: int, n_keys: int) -> tuple[int, int]:
         """Near what a bucket holds if all are equal."""
@@ -149,7 +149,7 @@ class Hashing(Support):
         ValueError
             What sizes the codes is not stated.
         """
-        return 1 - (1 - self.one_table_probability(xp, query, key)) ** (self.n_tables or 1)
+        return 1 - (1 - self.one_table_probability(xp, query, key)) ** self.table_count
 
     def tables(self, problem: Problem, draws: tuple[Array, ...]) -> list[Table]:
         """Hash queries (H, Lq, D) and keys (H, Lk, D) into T tables.
@@ -165,7 +165,7 @@ class Hashing(Support):
 
     def _budgeted(self, pairs: int, n_keys: int) -> tuple[int, int, int | None]:
         """Bits to choose for a code, T, and the largest bucket, for `pairs` exact keys a query."""
-        n_tables = self.n_tables or 1
+        n_tables = self.table_count
         if self.is_sized:
             return 0, n_tables, self.max_bucket
         max_bucket = self.max_bucket or max(1, pairs // n_tables)

@@ -89,12 +89,12 @@ class SortedChunks(Support):
     @property
     def least_pairs(self) -> int:
         """Two chunks of a key a round."""
-        return 2 * (self.n_rounds or 1)
+        return 2 * self.table_count
 
     def stated_pairs(self, n_queries: int, n_keys: int) -> int:
         """The most that two chunks a round hold."""
         del n_queries
-        return min(2 * (self.chunk_size or 0), n_keys) * (self.n_rounds or 1)
+        return min(2 * (self.chunk_size or 0), n_keys) * self.table_count
 
     @property
     def depth(self) -> int:

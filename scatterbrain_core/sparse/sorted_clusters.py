@@ -70,17 +70,17 @@ class SortedClusters(Support):
     @property
     def least_pairs(self) -> int:
         """An exact key a round."""
-        return self.n_rounds or 1
+        return self.table_count
 
     def stated_pairs(self, n_queries: int, n_keys: int) -> int:
         """A cluster a round."""
         del n_queries
-        return min(self.cluster_size or 0, n_keys) * (self.n_rounds or 1)
+        return min(self.cluster_size or 0, n_keys) * self.table_count
 
     def planned(self, pairs: int, n_keys: int, dim: int) -> SortedClusters:
         """The same part with clusters for `pairs` exact keys a query, if it says no size."""
         del n_keys, dim
-        n_rounds = self.n_rounds or 1
+        n_rounds = self.table_count
         size = self.cluster_size or max(1, pairs // n_rounds)
         return replace(self, cluster_size=size, n_rounds=n_rounds)
 

@@ -189,10 +189,8 @@ def _share(weights: _Weights, logit: Any, per_weight: Any) -> Any:
     if share.min(initial=LEAST_SHARE) >= LEAST_SHARE:
         return share
     below = (math.log(LEAST_SHARE) + weights.ref + np.log(weights.total))[:, None] - logit
-    small = below > 0
-    np.maximum(below, 0, out=below)
+    small = (below > 0) & (per_weight > 0)[:, None]
     below += 1
-    small = small & (per_weight > 0)[:, None]
     np.divide(LEAST_SHARE, below, out=share, where=small)
     return share
 
