@@ -260,7 +260,8 @@ def test_whitening_balances_the_moments(library, dtype, rng):
         xp, query = array_namespace(library.asarray(q)), library.asarray(q)
         fitted = sb.PositiveFeatures(4, whitened=True).fit(xp, query, library.asarray(k), None, None)
         P, inverse = (library.to_numpy(x).astype(float) for x in (fitted.transform, fitted.inverse))
-        np.testing.assert_allclose(P @ inverse, np.broadcast_to(np.eye(6), P.shape), atol=40 * eps(dtype))
+        # Eigenvectors are orthonormal to some units, of a condition of 10.
+        np.testing.assert_allclose(P @ inverse, np.broadcast_to(np.eye(6), P.shape), atol=100 * eps(dtype))
         values = np.linalg.eigvalsh(P)
         assert (values[:, 0] * 10.01 > values[:, -1]).all()
         moments = [x.swapaxes(-1, -2) @ x / x.shape[1] for x in (q.astype(float), k.astype(float))]
