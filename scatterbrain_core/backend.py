@@ -234,6 +234,74 @@ class Backend:
         """
         return generic()
 
+    def kmeans(
+        self,
+        x: Array,  # noqa: ARG002
+        weight: Array,  # noqa: ARG002
+        metric: Array,  # noqa: ARG002
+        n_clusters: int,  # noqa: ARG002
+        generic: Callable[[], Array],
+    ) -> Array:
+        """Labels of points (..., n, d), as `kmeans.kmeans`.
+
+        Parameters
+        ----------
+        generic : callable
+            Gives the result by array-API code.
+        """
+        return generic()
+
+    def cluster_statistics(
+        self,
+        key: Array,  # noqa: ARG002
+        value: Array,  # noqa: ARG002
+        weight: Array,  # noqa: ARG002
+        labels: Array,  # noqa: ARG002
+        axes: Array,  # noqa: ARG002
+        n_clusters: int,  # noqa: ARG002
+        generic: Callable[[], tuple[Array, Array, Array, Array]],
+    ) -> tuple[Array, Array, Array, Array]:
+        """Count, mean, variance along the axes and mean value of clusters: as `routing.nodes` has them.
+
+        Parameters
+        ----------
+        key, value : array, shape (H, A, B, block, D) and (H, A, B, block, Dv)
+        weight, labels : array, shape (H, A, B, block)
+            A key of weight 0 is in no cluster.
+        axes : array, shape (H, A, 1, D, D)
+        generic : callable
+            Gives the result by array-API code.
+        """
+        return generic()
+
+    def cluster_logits(
+        self,
+        query: Array,  # noqa: ARG002
+        axes: Array,  # noqa: ARG002
+        mean: Array,  # noqa: ARG002
+        variance: Array,  # noqa: ARG002
+        count: Array,  # noqa: ARG002
+        generic: Callable[[], tuple[Array, Array]],
+    ) -> tuple[Array, Array]:
+        """Logits of clusters to second order and variances within: as `routing.view.cluster_logits`.
+
+        Parameters
+        ----------
+        generic : callable
+            Gives the result by array-API code.
+        """
+        return generic()
+
+    def true_places(self, mask: Array, generic: Callable[[], Array]) -> Array:  # noqa: ARG002
+        """Places of a flat mask that are True, ascending.
+
+        Parameters
+        ----------
+        generic : callable
+            Gives the result by array-API code, without shapes that depend on data.
+        """
+        return generic()
+
     def choose(
         self,
         view: View,  # noqa: ARG002
@@ -246,6 +314,8 @@ class Backend:
 
         Parameters
         ----------
+        view : View
+            Its spread may be overwritten.
         generic : callable
             Gives the result by array-API code.
         """

@@ -45,7 +45,7 @@ def _key_clusters(problem: Problem, n_clusters: int) -> Array:
     x = gather(xp, xp.reshape(_centred(problem, key), (-1, key.shape[-1])), xp.reshape(rows, place.shape))
     weight = xp.astype(is_filled, key.dtype)
     metric = query_metric(xp, constant(problem.query))[:, None, :, :]
-    found = kmeans(xp, x * weight[..., None], weight, metric, of_block)
+    found = kmeans(problem.backend, x * weight[..., None], weight, metric, of_block)
     return _at_keys(xp, found, blocks, of_block)
 
 

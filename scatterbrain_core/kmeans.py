@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from scatterbrain_core._typing import Array, Namespace
+from scatterbrain_core.backend import Backend
 from scatterbrain_core.norms import norms
 from scatterbrain_core.tiles import integers
 
 ITERATIONS = 6
 
 
-def kmeans(xp: Namespace, x: Array, weight: Array, metric: Array, n_clusters: int) -> Array:
+def kmeans(backend: Backend, x: Array, weight: Array, metric: Array, n_clusters: int) -> Array:
     r"""Labels of points in clusters that are tight in :math:`(x-\mu)^T M (x-\mu)`, by Lloyd's iterations.
 
     It starts from points at equal distances in the order given: near in time is near in content, and no
@@ -30,10 +31,15 @@ def kmeans(xp: Namespace, x: Array, weight: Array, metric: Array, n_clusters: in
     -------
     array of int, shape (..., n)
     """
-    centre = _spread_points(xp, x, weight, n_clusters)
+    return backend.kmeans(
+        x, weight, metric, n_clusters, lambda: _kmeans(backend.xp, x, weight, metric, n_clusters)
+    )
+
+
+def _kmeans(xp: Namespace, x: Array, weight: Array, metric: Array, n_clusters: int) -> Array:
+    centre = spread_points(xp, x, weight, n_clusters)
     in_metric = xp.matmul(x, metric)
-    # Equal keys start equal centres, which libraries tell apart by rounding: of equal ones the first.
-    slack = 4 * float(xp.finfo(x.dtype).eps) * norms(xp, in_metric)[..., None]
+    slack = slack_of(xp, in_metric)[..., None]
     labels = _nearest(xp, in_metric, centre, metric, slack)
     for _ in range(ITERATIONS - 1):
         member = one_hot(xp, labels, n_clusters, x) * weight[..., None]
@@ -49,6 +55,14 @@ def one_hot(xp: Namespace, labels: Array, n: int, like: Array) -> Array:
     return xp.astype(labels[..., None] == integers(xp, n, labels), like.dtype)
 
 
+def slack_of(xp: Namespace, in_metric: Array) -> Array:
+    """How near, times the norm of a centre, scores of points (..., n, d) are equal: shape (..., n).
+
+    Equal keys start equal centres, which libraries tell apart by rounding: of equal ones the first is taken.
+    """
+    return 4 * float(xp.finfo(in_metric.dtype).eps) * norms(xp, in_metric)
+
+
 def _nearest(xp: Namespace, in_metric: Array, centre: Array, metric: Array, slack: Array) -> Array:
     """The first of the nearest centres: scores are equal within `slack` times the norm of a centre."""
     # Of (x - c)'M(x - c), what depends on the centre c.
@@ -58,7 +72,7 @@ def _nearest(xp: Namespace, in_metric: Array, centre: Array, metric: Array, slac
     return xp.argmax(xp.astype(near, xp.int8), axis=-1)
 
 
-def _spread_points(xp: Namespace, x: Array, weight: Array, n_clusters: int) -> Array:
+def spread_points(xp: Namespace, x: Array, weight: Array, n_clusters: int) -> Array:
     """Points in the middle of `n_clusters` runs of as many points that are there."""
     rank = xp.cumulative_sum(weight, axis=-1)
     # (c + 1/2) / n_clusters of all, in units that leave no fraction to round.

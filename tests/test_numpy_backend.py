@@ -13,13 +13,11 @@ from hypothesis import strategies as st
 from problems import draw_problem, eps
 
 import scatterbrain_core as sb
-from scatterbrain_backends.numpy_ import NumpyBackend, choosing, merging, runs, threads, visiting
+from scatterbrain_backends.numpy_ import NumpyBackend, merging, runs, threads
 from scatterbrain_backends.numpy_.sorting import stable_argsort
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.normalization import Partial, running_merge
 from scatterbrain_core.random import Draws
-from scatterbrain_core.routing.selection import curve_of
-from scatterbrain_core.routing.visits import Keys, Opened
 
 METHODS = {
     "hyperplanes": sb.Scatterbrain(sb.PositiveFeatures(6), sb.RandomHyperplanes(2)),
@@ -316,71 +314,6 @@ def test_other_libraries_map_in_turn():
     assert Backend(np).map(lambda _: threading.current_thread(), [1, 2]) == [threading.current_thread()] * 2
 
 
-def by_generic_choices(*arrays, **arguments):
-    """The output with what `auto` chooses and opens by array-API code."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("choose", "far_partial", "with_opened"):
-            patch.setattr(NumpyBackend, name, getattr(Backend, name))
-        return sb.estimate(*arrays, **arguments)
-
-
-@pytest.mark.parametrize("masked", ["no", "keys", "queries"])
-@pytest.mark.parametrize("entries", [12.0, 40.0, 150.0])
-def test_choices_are_those_of_the_array_api_code(rng, is_causal, masked, entries):
-    q, k, v = draw_problem(rng, 700, 700, dim=16)
-    q[0] *= 3  # a head whose weights are uneven: rows that would spend more than their most
-    shape = {"keys": (2, 1, 700), "queries": (2, 700, 1)}.get(masked)
-    mask = None if shape is None else rng.random(shape) < 0.7
-    method = sb.Scatterbrain(sparse=sb.RoutedClusters(entries))
-    arguments = {"method": method, "is_causal": is_causal, "attn_mask": mask}
-    if is_causal and entries < 40:
-        arguments["method"] = sb.Scatterbrain(sparse=sb.RoutedClusters(30.0))
-    got, expected = sb.estimate(q, k, v, **arguments), by_generic_choices(q, k, v, **arguments)
-    np.testing.assert_allclose(got.output, expected.output, rtol=1e-9, atol=1e-11)
-    np.testing.assert_allclose(got.lse, expected.lse, rtol=1e-9)
-    assert got.cost == expected.cost
-
-
-def test_choices_of_sampled_rows_are_those_of_the_array_api_code(rng, is_causal):
-    """Where chunks have more rows than are sampled, and causal ones take the bars of the chunk before."""
-    q, k, v = draw_problem(rng, 2048, 2048, dim=16, lead=(1,))
-    arguments = {"method": sb.Scatterbrain(sparse=sb.RoutedClusters(128.0)), "is_causal": is_causal}
-    got, expected = sb.estimate(1.5 * q, k, v, **arguments), by_generic_choices(1.5 * q, k, v, **arguments)
-    np.testing.assert_allclose(got.output, expected.output, rtol=1e-9, atol=1e-11)
-    assert got.cost == expected.cost
-
-
-def test_nothing_is_chosen_where_nothing_gains_and_nothing_may_be_spent():
-    q, k, v = np.random.default_rng(5).standard_normal((3, 100, 1))
-    arguments = {"method": sb.Scatterbrain(sparse=sb.RoutedClusters(10.0)), "is_causal": True}
-    got, expected = sb.estimate(q, k, v, **arguments), by_generic_choices(q, k, v, **arguments)
-    np.testing.assert_allclose(got.output, expected.output, rtol=1e-9, atol=1e-11)
-
-
-def test_a_query_that_is_not_finite_refines_nothing_and_spreads_to_its_own_row(rng):
-    q, k, v = draw_problem(rng, 300, 300)
-    arguments = {"method": sb.Scatterbrain(sparse=sb.RoutedClusters(40.0)), "check_finite": False}
-    whole = sb.attention(q, k, v, **arguments)
-    q[0, 7] = np.nan
-    got = sb.attention(q, k, v, **arguments)
-    assert np.isnan(got[0, 7]).all()
-    assert np.isfinite(np.delete(got[0], 7, axis=0)).all()
-    np.testing.assert_array_equal(got[1], whole[1])
-
-
-@given(
-    gains=st.lists(st.sampled_from([0.0, 1e-30, 0.5, 0.5001, 1.0, 3.0, 1e30]), min_size=4, max_size=40),
-    limit=st.floats(-9, 60),
-    seed=st.integers(0, 99),
-)
-def test_bars_of_counted_gains_are_those_of_sorted_ones(gains, limit, seed):
-    rng = np.random.default_rng(seed)
-    gain = np.array(gains) * (1 + 1e-3 * rng.random(len(gains)))
-    cost = rng.integers(1, 5, len(gains)).astype(float)
-    expected = curve_of(xp, gain[None, None], cost[None, None]).bar(xp, np.full((1, 1, 1), limit))
-    assert choosing._Curve(gain, cost, 1).bar(limit) == expected[0, 0, 0]
-
-
 @given(
     lengths=st.lists(st.integers(1, 9), max_size=5),
     rank=st.integers(1, 3),
@@ -396,20 +329,3 @@ def test_running_merges_are_those_of_the_array_api_code(lengths, rank, seed):
     expected = running_merge(generic, Partial(ref, acc), segment, max(lengths, default=0))
     np.testing.assert_array_equal(got[0], expected.ref)
     np.testing.assert_allclose(got[1], expected.acc, rtol=1e-12, atol=1e-300)
-
-
-def test_a_visit_is_rounded_alike_whoever_else_visits(rng):
-    """Queries that come later may not change a bit of those before them."""
-    query, key = (rng.standard_normal((n, 16), dtype=np.float32) for n in (200, 50))
-    keys = Keys(np.arange(50), key, np.ones((50, 9), np.float32) * key[:, :9], None)
-
-    def of_rows(n):
-        visits = Opened(np.arange(n), np.full(n, 10), np.full(n, 43))
-        near = Partial(np.full(n, -np.inf, np.float32), np.zeros((n, 9), np.float32))
-        return visiting.with_opened(near, query[:n], visits, keys)
-
-    every = of_rows(200)
-    for n in (1, 5, 31, 32, 33, 100):
-        some = of_rows(n)
-        np.testing.assert_array_equal(some.acc, every.acc[:n])
-        np.testing.assert_array_equal(some.ref, every.ref[:n])

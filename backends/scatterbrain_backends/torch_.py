@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 
 from scatterbrain_backends.cupy_.forms import C_TYPES
 from scatterbrain_backends.cupy_.launches import CHUNK_ELEMENTS, dtype_name
-from scatterbrain_backends.numpy_ import runs
+from scatterbrain_backends.numpy_.backend import is_compiled_for
 from scatterbrain_core.backend import Backend, backend_of
 from scatterbrain_core.estimator import Projections
 from scatterbrain_core.method import Scatterbrain
@@ -58,7 +58,7 @@ class TorchBackend(Backend):
         """By NumPy on the CPU, on the same memory, where it is faster and nothing is differentiated."""
         arrays: list[Any] = [x for group in groups for x in group.arrays]
         is_plain = all(x.device.type == "cpu" and not is_differentiated(x) for x in arrays)
-        if not is_plain or torch.compiler.is_compiling() or not runs.is_taken(groups[0], method):
+        if not is_plain or torch.compiler.is_compiling() or not is_compiled_for(groups[0], method):
             return super().attend(groups, method, projections, generic)
         heads = [group.of_heads(slice(i, i + 1)) for group in groups for i in range(group.n_heads)]
         supports = [_as_numpy(support) for support in projections.supports]
@@ -75,6 +75,11 @@ class TorchBackend(Backend):
 
         numpy.map(write, range(len(heads)))
         return torch.from_numpy(output)
+
+    def true_places(self, mask: Any, generic: Callable[[], Any]) -> Any:
+        """In one pass."""
+        del generic
+        return torch.nonzero(mask, as_tuple=True)[0]
 
     def scatter_add(self, total: Any, index: Any, rows: Any) -> Any:
         """`total` with rows added in place, on CUDA without the atomics of `index_add_`."""

@@ -13,7 +13,7 @@ from benchmarks.cpu.cases import Case, Result
 from benchmarks.shared.files import rounded, write_json
 from benchmarks.shared.provenance import commit, now, versions
 
-PACKAGES = ("scatterbrain-core", "numpy", "torch", "threadpoolctl", "array-api-compat", "einops")
+PACKAGES = ("scatterbrain-core", "numpy", "numba", "torch", "threadpoolctl", "array-api-compat", "einops")
 
 
 @dataclass

@@ -14,7 +14,8 @@ from benchmarks.gpu.devices import OnCupy, OnTorch, median_milliseconds
 from scatterbrain_backends.cupy_ import run
 from scatterbrain_backends.cupy_.forms import Form, HalfTile, Tile, all_tiles
 from scatterbrain_backends.cupy_.launches import Runner
-from scatterbrain_backends.cupy_.tile_partial import half_rows, inputs, launch
+from scatterbrain_backends.cupy_.tile_partial import half_rows, launch
+from scatterbrain_backends.visits import inputs
 from scatterbrain_core.problem import HalfPrecision
 from scatterbrain_core.rows import Pairs, exact_weights
 from scatterbrain_core.sparse_correction import Visits

@@ -25,7 +25,7 @@ LARGEST_OWN_BLOCK = 128
 # What the coarsest view may take of the entries, where a smaller one can be had.
 COARSEST_SHARE = 0.6
 # Queries of a chunk where all see all keys.
-CHUNK = 512
+CHUNK = 2048
 
 
 @dataclass(frozen=True)

@@ -96,18 +96,25 @@ def _cluster(
 ) -> Clusters:
     xp = backend.xp
     metric = metric[:, :, None, :, :]
-    labels = kmeans(xp, backend.stop_gradient(key), weight, metric, n_clusters)
+    labels = kmeans(backend, backend.stop_gradient(key), weight, metric, n_clusters)
+    axes = xp.linalg.eigh(metric)[1]
+
+    def generic() -> tuple[Array, Array, Array, Array]:
+        return _statistics(xp, key, value, weight, labels, axes, n_clusters)
+
+    count, mean, variance, mean_value = backend.cluster_statistics(
+        key, value, weight, labels, axes, n_clusters, generic
+    )
+    return Clusters(labels, count, mean, variance, axes[:, :, 0, :, :], mean_value)
+
+
+def _statistics(
+    xp: Namespace, key: Array, value: Array, weight: Array, labels: Array, axes: Array, n_clusters: int
+) -> tuple[Array, Array, Array, Array]:
+    """Count, mean, variance along the axes and mean value of each cluster."""
     member = one_hot(xp, labels, n_clusters, key) * weight[..., None]
     count = xp.sum(member, axis=-2)
     share = xp.matrix_transpose(member) / xp.where(count == 0, 1.0, count)[..., None]
     mean = xp.matmul(share, key)
-    axes = xp.linalg.eigh(metric)[1]
     along = xp.matmul(key - xp.matmul(member, mean), axes)
-    return Clusters(
-        labels=labels,
-        count=count,
-        mean=mean,
-        variance=xp.matmul(share, along * along),
-        axes=axes[:, :, 0, :, :],
-        value=xp.matmul(share, value),
-    )
+    return count, mean, xp.matmul(share, along * along), xp.matmul(share, value)

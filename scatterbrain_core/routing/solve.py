@@ -93,7 +93,7 @@ def _by_chunk(
         solved.append(_unopened(problem, chunk, is_apart))
         if chunk.view is not None and chunk.choice is not None:
             visits.append(
-                opened_of_chunk(problem.xp, chunk.choice.opened, chunk.view, start, tree.query.shape[1])
+                opened_of_chunk(problem.backend, chunk.choice.opened, chunk.view, start, tree.query.shape[1])
             )
             n_visits += visits[-1].row.shape[0]
         if last == tree.query.shape[1] or n_visits * width > problem.backend.visit_elements:

@@ -13,7 +13,7 @@ from scatterbrain_core.kmeans import kmeans, one_hot
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.routing.layout import Layout, Level
 from scatterbrain_core.routing.nodes import Clusters, cluster, metric_of, second_moment
-from scatterbrain_core.routing.view import View, bounded, second_order, spread_of
+from scatterbrain_core.routing.view import View, bounded, cluster_logits
 from scatterbrain_core.routing.visits import Keys, sorted_slots
 from scatterbrain_core.rows import with_weights
 from scatterbrain_core.sparse.choosing import listed
@@ -150,7 +150,7 @@ def _groups(mean: Array, count: Array, metric: Array, level: Level, problem: Pro
     if not problem.is_causal:
         mean, count = xp.reshape(mean, (shape[0], 1, 1, -1, dim)), xp.reshape(count, (shape[0], 1, 1, -1))
     there = xp.astype(count > 0, mean.dtype)
-    return xp.reshape(kmeans(xp, mean, there, metric[:, :, None, :, :], level.n_coarse), shape)
+    return xp.reshape(kmeans(problem.backend, mean, there, metric[:, :, None, :, :], level.n_coarse), shape)
 
 
 def _slots(xp: Namespace, clusters: Clusters, in_cluster: Array) -> tuple[Array, Array]:
@@ -183,25 +183,28 @@ def view_of_chunk(problem: Problem, tree: Tree, chunk: int, query: Array) -> Vie
         return None
     logits, spreads, groups, n_groups = [], [], [], 0
     for run in runs:
-        along = xp.matmul(query, run.axes)
-        spread = spread_of(problem.backend, along, run.variance)
-        logits.append(second_order(xp, xp.matmul(query, xp.matrix_transpose(run.mean)), spread, run.count))
+        logit, spread = cluster_logits(problem.backend, query, run.axes, run.mean, run.variance, run.count)
+        logits.append(logit)
         spreads.append(problem.backend.stop_gradient(spread))
         groups.append(run.group + n_groups)
         n_groups += run.n_groups
-    logit = xp.concat(logits, axis=-1)
+    logit = _joined(xp, logits)
     if problem.is_causal and len(tree.nodes) > 1:
         logit = _without_own_blocks(xp, logit, tree, runs[-1].count.shape[-1])
     return View(
         logit,
-        xp.concat(spreads, axis=-1),
-        xp.concat([run.count for run in runs], axis=-1),
-        xp.concat([run.value for run in runs], axis=-2),
-        xp.concat([run.mean for run in runs], axis=-2),
-        bounded(xp, xp.concat([xp.sum(run.variance, axis=-1) for run in runs], axis=-1)),
-        one_hot(xp, xp.concat(groups, axis=-1), n_groups, query),
-        xp.concat([run.start for run in runs], axis=-1),
+        _joined(xp, spreads),
+        _joined(xp, [run.count for run in runs]),
+        _joined(xp, [run.value for run in runs], axis=-2),
+        _joined(xp, [run.mean for run in runs], axis=-2),
+        bounded(xp, _joined(xp, [xp.sum(run.variance, axis=-1) for run in runs])),
+        one_hot(xp, _joined(xp, groups), n_groups, query),
+        _joined(xp, [run.start for run in runs]),
     )
+
+
+def _joined(xp: Namespace, arrays: list[Array], axis: int = -1) -> Array:
+    return arrays[0] if len(arrays) == 1 else xp.concat(arrays, axis=axis)
 
 
 def _runs_of_chunk(problem: Problem, tree: Tree, chunk: int) -> Iterator[tuple[Node, int]]:

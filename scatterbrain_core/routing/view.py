@@ -78,6 +78,28 @@ def bounded(xp: Namespace, squares: Array) -> Array:
     return xp.minimum(squares, xp.full_like(squares, math.sqrt(float(xp.finfo(squares.dtype).max))))
 
 
+def cluster_logits(
+    backend: Backend, query: Array, axes: Array, mean: Array, variance: Array, count: Array
+) -> tuple[Array, Array]:
+    """Logits of whole clusters (H, R, K) to second order, and the variance of the logits within.
+
+    Parameters
+    ----------
+    query : array, shape (H, R, D)
+    axes : array, shape (H, D, D)
+    mean, variance : array, shape (H, K, D)
+        Of the keys of a cluster; the variance along the columns of `axes`.
+    count : array, shape (H, K)
+    """
+    xp = backend.xp
+
+    def generic() -> tuple[Array, Array]:
+        spread = spread_of(backend, xp.matmul(query, axes), variance)
+        return second_order(xp, xp.matmul(query, xp.matrix_transpose(mean)), spread, count), spread
+
+    return backend.cluster_logits(query, axes, mean, variance, count, generic)
+
+
 def spread_of(backend: Backend, along: Array, variance: Array) -> Array:
     """Variance, at most MOST_SPREAD, of the logits of queries (..., R, D) in clusters (..., K, D).
 

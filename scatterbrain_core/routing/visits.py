@@ -65,7 +65,7 @@ class Opened:
     hi: Array
 
 
-def opened_of_chunk(xp: Namespace, opened: Array, view: View, first: int, n_rows: int) -> Opened:
+def opened_of_chunk(backend: Backend, opened: Array, view: View, first: int, n_rows: int) -> Opened:
     """Visits of a chunk of queries, by cluster and then by query.
 
     Parameters
@@ -74,8 +74,10 @@ def opened_of_chunk(xp: Namespace, opened: Array, view: View, first: int, n_rows
     first, n_rows : int
         Place of the chunk's first query among those of its head, and how many there are, R.
     """
+    xp = backend.xp
     n_heads, size, n_clusters = opened.shape
-    place, _ = where_true(xp, xp.reshape(xp.permute_dims(opened, (0, 2, 1)), (n_heads * n_clusters * size,)))
+    by_cluster = xp.reshape(xp.permute_dims(opened, (0, 2, 1)), (n_heads * n_clusters * size,))
+    place = backend.true_places(by_cluster, lambda: where_true(xp, by_cluster)[0])
     cluster = place // size
     row = cluster // n_clusters * n_rows + first + place % size
     lo = xp.take(xp.reshape(view.start, (-1,)), cluster)

@@ -9,6 +9,7 @@ from array_api_compat import device
 
 from scatterbrain_core._checks import set_count
 from scatterbrain_core._typing import Array, Namespace
+from scatterbrain_core.backend import Backend
 from scatterbrain_core.kmeans import kmeans, one_hot
 from scatterbrain_core.norms import unit_rows
 from scatterbrain_core.problem import Problem
@@ -128,7 +129,7 @@ class KeyClusters(Support):
         assert self.n_routes is not None
         xp, n_clusters, constant = problem.xp, self.n_clusters, problem.backend.stop_gradient
         query, key = (unit_rows(xp, constant(x)) for x in (problem.query, problem.key))
-        label, mean, count = self._clusters(xp, key, visible_keys(problem))
+        label, mean, count = self._clusters(problem.backend, key, visible_keys(problem))
         distance = xp.sum((key - rows_at(xp, mean, label)) ** 2, axis=-1)
         label = xp.where(visible_keys(problem), label, n_clusters)  # hidden ones last
         first = integers(xp, problem.n_heads, label)[:, None] * (n_clusters + 1)
@@ -148,12 +149,13 @@ class KeyClusters(Support):
         tile = self.tile_shape(problem.n_queries, problem.n_keys)
         return [Table(order, lo, hi, invert(xp, order), tile)]
 
-    def _clusters(self, xp: Namespace, key: Array, is_visible: Array) -> tuple[Array, Array, Array]:
+    def _clusters(self, backend: Backend, key: Array, is_visible: Array) -> tuple[Array, Array, Array]:
         """Cluster of each key (H, Lk), means (H, C, D) and sizes (H, C), of the visible keys alone."""
         assert self.n_clusters is not None
+        xp = backend.xp
         weight = xp.astype(is_visible, key.dtype)
         metric = xp.eye(key.shape[-1], dtype=key.dtype, device=device(key))
-        label = kmeans(xp, key, weight, metric, self.n_clusters)
+        label = kmeans(backend, key, weight, metric, self.n_clusters)
         member = one_hot(xp, label, self.n_clusters, key) * weight[..., None]
         count = xp.sum(member, axis=1)
         total = xp.matmul(xp.matrix_transpose(member), key)

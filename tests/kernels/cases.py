@@ -10,7 +10,8 @@ import numpy as np
 
 from scatterbrain_backends.cupy_.forms import Form, HalfTile
 from scatterbrain_backends.cupy_.launches import Launch
-from scatterbrain_backends.cupy_.tile_partial import half_stride, inputs, launch
+from scatterbrain_backends.cupy_.tile_partial import half_stride, launch
+from scatterbrain_backends.visits import inputs
 from scatterbrain_core.problem import HalfPrecision
 from scatterbrain_core.rows import Pairs, exact_weights, unit_weights
 from scatterbrain_core.sparse_correction import Visits

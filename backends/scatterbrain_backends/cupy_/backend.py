@@ -42,6 +42,11 @@ class CupyBackend(Backend):
         run.scatter_add(sums, index, cupy.ascontiguousarray(rows).reshape(len(rows), width))
         return sums.reshape(total.shape)
 
+    def true_places(self, mask: Any, generic: Callable[[], Any]) -> Any:
+        """In one pass."""
+        del generic
+        return cupy.flatnonzero(mask)
+
     def tile_partial(self, visits: Visits, generic: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
         """By the kernel where it takes such visits, else by array-API code."""
         found = run.tile_partial(self.xp, visits, _runner())

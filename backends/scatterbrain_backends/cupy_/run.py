@@ -9,7 +9,8 @@ import cupy
 from scatterbrain_backends.cupy_.forms import HalfTile
 from scatterbrain_backends.cupy_.launches import Launch, Runner, segment_sum
 from scatterbrain_backends.cupy_.sources import OPTIONS, source
-from scatterbrain_backends.cupy_.tile_partial import half_rows, inputs, is_taken, launch, tile_of
+from scatterbrain_backends.cupy_.tile_partial import half_rows, is_taken, launch, tile_of
+from scatterbrain_backends.visits import inputs
 from scatterbrain_core.sparse_correction import Visits
 
 LEAST_CAPABILITY_OF_MMA = 80

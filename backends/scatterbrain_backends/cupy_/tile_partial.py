@@ -10,10 +10,10 @@ import numpy as np
 from scatterbrain_backends.cupy_ import launches
 from scatterbrain_backends.cupy_.forms import Form, HalfTile, choose_tile
 from scatterbrain_backends.cupy_.launches import Launch, Runner, dtype_name
+from scatterbrain_backends.visits import is_of_intervals
 from scatterbrain_core.problem import HalfPrecision
 from scatterbrain_core.rows import exact_weights, unit_weights
 from scatterbrain_core.sparse_correction import Visits
-from scatterbrain_core.tables import Intervals, Table
 
 VECTOR_BYTES = 16
 HALVES_OF_VECTOR = VECTOR_BYTES // 2
@@ -23,13 +23,7 @@ LEAST_FACTOR, LARGEST_FACTOR = 2.0**-40, 2.0**40
 
 def is_taken(visits: Visits) -> bool:
     """Whether the kernel computes such visits: exact or unit weights on intervals, no array empty."""
-    listed = (visits.intervals, *visits.excluded)
-    return (
-        visits.pairs.weights in (exact_weights, unit_weights)
-        and all(type(table).counted is Intervals.counted for table in listed)
-        and all(type(table).holds is Table.holds for table in visits.excluded)
-        and 0 not in (*visits.pairs.key.shape, *visits.intervals.lo.shape, *visits.blocks.rows.shape)
-    )
+    return visits.pairs.weights in (exact_weights, unit_weights) and is_of_intervals(visits)
 
 
 def tile_of(visits: Visits, shared_bytes: int, has_mma: bool) -> Form | None:
@@ -55,43 +49,6 @@ def tile_of(visits: Visits, shared_bytes: int, has_mma: bool) -> Form | None:
 def _is_recovered(half: HalfPrecision) -> bool:
     factors = (abs(half.query_factor), half.key_factor)
     return all(LEAST_FACTOR <= factor <= LARGEST_FACTOR for factor in factors)
-
-
-def inputs(xp: Any, visits: Visits) -> list[Any]:
-    """The kernel's input arrays, in the order of its parameters; those of indices as 64-bit integers."""
-    blocks, intervals = visits.blocks, visits.intervals
-    integers = (
-        intervals.key_order,
-        *(xp.reshape(x, (-1,)) for x in (intervals.lo, intervals.hi)),
-        blocks.rows,
-    )
-    key_order, lo, hi, rows = (xp.astype(x, xp.int64, copy=False) for x in integers)
-    query, key = visits.pairs.query, visits.pairs.key
-    if visits.pairs.weights is unit_weights:
-        query, key = xp.zeros_like(query), xp.zeros_like(key)  # all logits are zero
-    arrays = (query, key, visits.weighted_value, key_order, lo, hi)
-    return [*arrays, rows, blocks.filled, *_excluded(xp, visits.excluded, lo)]
-
-
-def _excluded(xp: Any, tables: Sequence[Table], like: Any) -> list[Any]:
-    """Slots (T, n_keys) and intervals (n_query_rows, T, R) of tables; any array stands for none."""
-    if not tables:
-        return [like, like, like]
-    most = max(table.n_visits for table in tables)
-
-    def intervals(x: Any) -> Any:
-        nothing = xp.zeros_like(x[:, :1])
-        return xp.concat([x] + [nothing] * (most - x.shape[1]), axis=1)
-
-    arrays = (
-        xp.stack([table.slot for table in tables]),
-        *(xp.stack([intervals(x) for x in xs], axis=1) for xs in _bounds(tables)),
-    )
-    return [xp.astype(x, xp.int64, copy=False) for x in arrays]
-
-
-def _bounds(tables: Sequence[Table]) -> tuple[list[Any], list[Any]]:
-    return [table.lo for table in tables], [table.hi for table in tables]
 
 
 def half_rows(xp: Any, visits: Visits, runner: Runner) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from scatterbrain_backends.numpy_ import choosing, merging, runs, visiting
+from scatterbrain_backends.numpy_ import choosing, clustering, compiled, merging, runs, tile_partial, visiting
 from scatterbrain_backends.numpy_.sorting import stable_argsort
 from scatterbrain_backends.numpy_.threads import map_on_threads
 from scatterbrain_core.backend import Backend
@@ -19,11 +19,20 @@ from scatterbrain_core.problem import Problem
 from scatterbrain_core.routing.spending import Allowance
 from scatterbrain_core.routing.view import Choice, View
 from scatterbrain_core.routing.visits import Keys, Opened
+from scatterbrain_core.sparse.routed_clusters import RoutedClusters
+from scatterbrain_core.sparse_correction import Visits
 from scatterbrain_core.threads import get_num_threads
 from scatterbrain_core.tiles import Sorted, sort_jointly
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def is_compiled_for(problem: Problem, method: Scatterbrain) -> bool:
+    """Whether compiled loops do most of the work of a planned method."""
+    if isinstance(method.sparse, RoutedClusters):
+        return compiled.is_available() and problem.dense_mask is None
+    return runs.is_taken(problem, method)
 
 
 class NumpyBackend(Backend):
@@ -108,12 +117,55 @@ class NumpyBackend(Backend):
         """Queries and keys sorted by bucket, then by rank."""
         return sort_jointly(self.xp, key_bucket, query_bucket, key_rank, query_rank, stable_argsort)
 
+    def tile_partial(self, visits: Visits, generic: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
+        """In compiled loops."""
+        is_compiled = compiled.is_available() and tile_partial.is_taken(visits)
+        return tile_partial.tile_partial(visits) if is_compiled else generic()
+
     def running_merge(
         self, ref: Any, acc: Any, segment: Any, generic: Callable[[], tuple[Any, Any]]
     ) -> tuple[Any, Any]:
         """One after the other."""
         del generic
         return merging.running_merge(ref, acc, segment)
+
+    def kmeans(self, x: Any, weight: Any, metric: Any, n_clusters: int, generic: Callable[[], Any]) -> Any:
+        """In compiled loops."""
+        return clustering.kmeans(x, weight, metric, n_clusters) if compiled.is_available() else generic()
+
+    def cluster_statistics(
+        self,
+        key: Any,
+        value: Any,
+        weight: Any,
+        labels: Any,
+        axes: Any,
+        n_clusters: int,
+        generic: Callable[[], tuple[Any, Any, Any, Any]],
+    ) -> tuple[Any, Any, Any, Any]:
+        """In compiled loops."""
+        if not compiled.is_available():
+            return generic()
+        return clustering.statistics(key, value, weight, labels, axes, n_clusters)
+
+    def cluster_logits(
+        self,
+        query: Any,
+        axes: Any,
+        mean: Any,
+        variance: Any,
+        count: Any,
+        generic: Callable[[], tuple[Any, Any]],
+    ) -> tuple[Any, Any]:
+        """In compiled loops."""
+        if not compiled.is_available():
+            return generic()
+        return clustering.logits(query, axes, mean, variance, count)
+
+    def true_places(self, mask: Any, generic: Callable[[], Any]) -> Any:
+        """In one pass."""
+        del generic
+        return np.flatnonzero(mask)
 
     def choose(
         self,
@@ -123,9 +175,8 @@ class NumpyBackend(Backend):
         allowance: Allowance,
         generic: Callable[[], choosing.Found],
     ) -> choosing.Found:
-        """What a chunk of queries refines, in few passes."""
-        del generic
-        return choosing.choose(view, near, is_row, allowance)
+        """In compiled loops."""
+        return choosing.choose(view, near, is_row, allowance) if compiled.is_available() else generic()
 
     def far_partial(self, view: View, choice: Choice, generic: Callable[[], Partial]) -> Partial:
         """From the weights that the choice was made from."""

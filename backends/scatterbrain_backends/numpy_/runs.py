@@ -1,25 +1,21 @@
-"""Positive features off one table of runs, not causal: stacks of runs at a time, in the cache.
+"""Positive features off one table of runs, not causal: a tile at a time in the cache, in compiled loops.
 
 Keys stand in runs, and a query sees one of them exactly. With φ_c(q) times the running sums of the features
 as the weights of m virtual keys, the two fields of the queries of a run are one product: of the weights of
 its keys and of the virtual ones with the values of both.
-
-One NumPy call does a stack of runs: after each call a thread waits for the interpreter, and where two threads
-make many short calls they wait longer than they work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from scatterbrain_backends.numpy_ import compiled
 from scatterbrain_backends.numpy_.sorting import edges_of_runs
-from scatterbrain_backends.numpy_.stacks import filled_up, in_stacks
 from scatterbrain_backends.numpy_.threads import map_on_threads
 from scatterbrain_core.estimator import Projections, lay_out
 from scatterbrain_core.low_rank import FeatureMap
@@ -80,6 +76,8 @@ class Head:
 
 def is_taken(problem: Problem, method: Scatterbrain) -> bool:
     """Whether a planned method may have one table of runs and positive features off it."""
+    if not compiled.is_available():
+        return False
     is_plain = not problem.is_causal and problem.dense_mask is None
     is_one = len(method.supports) == 1 and method.debias is None and not method.double_counting
     low_rank = method.low_rank
@@ -139,7 +137,7 @@ def _attend_head(head: Head, output: Any) -> bool:
     around = _around(ref, parts)
 
     def attend_chunk(i: int) -> None:
-        _attend_chunk(head, chunks[i], ref, partial(parts[i].off_runs, ref, around[i]), output)
+        _attend_chunk(head, chunks[i], ref, parts[i], around[i], output)
 
     map_on_threads(attend_chunk, range(len(chunks)))
     return True
@@ -197,33 +195,22 @@ class _FeatureSums:
 
 
 def _feature_sums(head: Head, chunk: tuple[int, int]) -> _FeatureSums:
-    runs = np.arange(*chunk)
-    n_keys = head.edges[runs + 1] - head.edges[runs]
-    parts = []
-    stacks = list(in_stacks(n_keys, np.full(len(runs), head.value.shape[1] + 1)))
-    for stack in stacks:
-        slots, is_own = filled_up(head.edges[runs[stack]], n_keys[stack])
-        keys = head.key_order[slots]
-        logs = head.log_key_features(head.key.take(keys, axis=0).reshape(1, -1, head.key.shape[1]))
-        logs = logs.reshape(*keys.shape, -1)
-        parts.append((logs, logs.max(axis=1), _weighted_values(head.value, keys, is_own, 0)))
-    tops = np.concatenate([top for _, top, _ in parts])
+    from scatterbrain_backends.numpy_.compiled.runs import largest, sum_features
+
+    rows, edges = _keys_of_chunk(head, chunk)
+    logs = head.log_key_features(head.key.take(rows, axis=0)[None])[0]
+    tops = np.empty((len(edges) - 1, logs.shape[1]), logs.dtype)
+    largest(logs, edges, tops)
     ref = tops.max(axis=0)
-    acc = np.empty((len(runs), len(ref), head.value.shape[1] + 1), head.value.dtype)
-    for stack, (logs, _, values) in zip(stacks, parts, strict=True):
-        logs -= ref
-        acc[stack] = np.matmul(np.exp(logs, out=logs).swapaxes(1, 2), values)
+    acc = np.empty((*tops.shape, head.value.shape[1] + 1), logs.dtype)
+    sum_features(logs, ref, rows, head.value, edges, acc)
     return _FeatureSums(ref, tops.min(axis=0), acc)
 
 
-def _weighted_values(value: Any, keys: Any, is_own: Any, n_more: int) -> Any:
-    """Values with a column of ones, and zeros for what only fills up a row; room for `n_more` rows."""
-    values = np.empty((len(keys), keys.shape[1] + n_more, value.shape[1] + 1), value.dtype)
-    own = values[:, : keys.shape[1]]
-    own[..., :-1] = value.take(keys, axis=0)
-    own[..., -1] = 1
-    own[~is_own] = 0
-    return values
+def _keys_of_chunk(head: Head, chunk: tuple[int, int]) -> tuple[Any, Any]:
+    """Keys in the order of their runs, and first keys of runs."""
+    edges = head.edges[chunk[0] : chunk[1] + 1]
+    return head.key_order[edges[0] : edges[-1]], edges - edges[0]
 
 
 def _around(ref: Any, parts: list[_FeatureSums]) -> Any:
@@ -238,18 +225,26 @@ def _around(ref: Any, parts: list[_FeatureSums]) -> Any:
 
 
 def _attend_chunk(
-    head: Head, chunk: tuple[int, int], ref: Any, off_runs: Callable[[Any, Any], Any], output: Any
+    head: Head, chunk: tuple[int, int], ref: Any, sums: _FeatureSums, around: Any, output: Any
 ) -> None:
     """Write the output of the queries whose run, or place where it would be, is in a chunk."""
+    from scatterbrain_backends.numpy_.compiled.runs import attend
+
     tiles = _Tiles.of(head, *chunk)
-    for is_seen in (False, True):
-        # Features with no key behind them may not set a row's reference.
-        rank = 0 if is_seen and head.n_runs == 1 else len(ref)
-        some = tiles.take(np.flatnonzero((tiles.n_keys > 0) == is_seen))
-        for stack in in_stacks(some.n_queries, some.n_keys + rank):
-            tile = some.take(stack)
-            off_run = off_runs(tile.start - chunk[0], tile.stop - chunk[0])[:, :rank]
-            _attend_stack(head, tile, ref[:rank], off_run, output)
+    if not len(tiles.first):
+        return
+    places = head.query_order[tiles.first[0] : tiles.first[-1] + tiles.n_queries[-1]]
+    query = head.query.take(places, axis=0)
+    rows, edges = _keys_of_chunk(head, chunk)
+    # Features with no key behind them may not set a row's reference.
+    rank = 0 if head.n_runs == 1 and tiles.n_keys.all() else len(ref)
+    logs = np.ascontiguousarray(head.log_query_features(query[None])[0][:, :rank])
+    pairs, off = np.unique(np.stack([tiles.start, tiles.stop]) - chunk[0], axis=1, return_inverse=True)
+    off_run = np.ascontiguousarray(sums.off_runs(ref, around, *pairs)[:, :rank])
+    first = tiles.first - tiles.first[0]
+    keys = edges[tiles.start - chunk[0]], edges[tiles.stop - chunk[0]]
+    of_tiles = np.stack([first, first + tiles.n_queries, *keys, off], axis=1)
+    attend(query, logs, ref, places, head.key, head.value, rows, of_tiles, off_run, output)
 
 
 @dataclass(frozen=True)
@@ -287,28 +282,3 @@ class _Tiles:
         begin, end = nth * count // parts, (nth + 1) * count // parts
         first = np.repeat(head.first[groups], n_tiles) + begin
         return cls(first, end - begin, *(np.repeat(x, n_tiles) for x in (start, stop, n_keys)))
-
-    def take(self, index: Any) -> _Tiles:
-        """Some of the tiles."""
-        arrays = (self.first, self.n_queries, self.start, self.stop, self.n_keys)
-        return _Tiles(*(x[index] for x in arrays))
-
-
-def _attend_stack(head: Head, tiles: _Tiles, ref: Any, off_run: Any, output: Any) -> None:
-    """Write the output of some tiles at once, from sums (n_tiles, rank, Dv + 1) off their runs too."""
-    slots, is_own = filled_up(head.edges[tiles.start], tiles.n_keys)
-    places, _ = filled_up(tiles.first, tiles.n_queries)
-    keys, rows = head.key_order[slots], head.query_order[places]
-    n_keys, rank = keys.shape[1], len(ref)
-    query = head.query.take(rows, axis=0)
-    weights = np.empty((*rows.shape, n_keys + rank), query.dtype)
-    np.matmul(query, head.key.take(keys, axis=0).swapaxes(1, 2), out=weights[..., :n_keys])
-    if rank:
-        log_features = head.log_query_features(query.reshape(1, rows.size, query.shape[-1]))
-        np.add(log_features.reshape(*rows.shape, rank), ref, out=weights[..., n_keys:])
-    weights -= weights.max(axis=-1, keepdims=True)
-    np.exp(weights, out=weights)
-    values = _weighted_values(head.value, keys, is_own, rank)
-    values[:, n_keys:] = off_run
-    sums = np.matmul(weights, values)
-    output[rows.reshape(-1)] = (sums[..., :-1] / sums[..., -1:]).reshape(rows.size, output.shape[1])

@@ -151,6 +151,11 @@ def one_blas_thread() -> Iterator[bool]:
                 limit.restore_original_limits()
 
 
+def look_for_blas_again() -> None:
+    """A library that was loaded since is held to one thread too, from the next call on."""
+    _controller.cache_clear()
+
+
 @cache
 def _controller() -> Any:
     """Of the BLAS libraries of this process; None without threadpoolctl, the extra `threads`."""

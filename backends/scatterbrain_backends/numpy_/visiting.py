@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from scatterbrain_backends.numpy_ import compiled
 from scatterbrain_backends.numpy_.sorting import edges_of_runs
 from scatterbrain_core.normalization import Partial
 from scatterbrain_core.routing.visits import Keys, Opened
@@ -21,6 +22,12 @@ def with_opened(near: Partial, query: Any, visits: Opened, keys: Keys) -> Partia
     every: Any = visits
     lo, row = every.lo, every.row
     ref, acc = near.ref, near.acc
+    if compiled.is_available():
+        from scatterbrain_backends.numpy_.compiled.visiting import merge
+
+        query = np.ascontiguousarray(query)
+        merge(query, row, lo, every.hi, keys.order, keys.key, keys.weighted_value, ref, acc)
+        return Partial(ref, acc)
     edges = edges_of_runs(lo).tolist()
     starts, stops = lo[edges[:-1]].tolist(), every.hi[edges[:-1]].tolist()
     for (first, last), start, stop in zip(pairwise(edges), starts, stops, strict=True):

@@ -1,0 +1,34 @@
+"""What is done to one row of an array, or to some."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scatterbrain_backends.numpy_.compiled.exponential import exponential
+from scatterbrain_backends.numpy_.compiled.loop import loop, loop_over_numbers
+
+
+@loop_over_numbers
+def largest_entry(row: Any, least: Any) -> Any:
+    """The largest entry of a row, no less than `least`; anything where one is NaN."""
+    top = least
+    for i in range(len(row)):
+        x = row[i]
+        top = x if x > top else top
+    return top
+
+
+@loop
+def to_exponentials(row: Any, reference: Any) -> None:
+    """exp(row - reference) in place of a row."""
+    for i in range(len(row)):
+        row[i] = exponential(row[i] - reference)
+
+
+@loop
+def gather(x: Any, index: Any, out: Any) -> None:
+    """Rows of `x` into `out`, which may have more columns."""
+    for i in range(len(index)):
+        row, own = x[index[i]], out[i]
+        for c in range(len(row)):
+            own[c] = row[c]

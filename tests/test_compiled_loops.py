@@ -1,0 +1,278 @@
+"""Loops compiled for NumPy: each against the array-API code, and `auto` with and without them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from array_api_compat import numpy as xp
+from hypothesis import given
+from hypothesis import strategies as st
+from kernels.cases import Case, error, make_visits
+from problems import draw_problem, eps
+
+import scatterbrain_core as sb
+from scatterbrain_backends.numpy_ import NumpyBackend, compiled, visiting
+from scatterbrain_core import kmeans
+from scatterbrain_core.backend import Backend
+from scatterbrain_core.low_rank.kernels import PositiveKernel
+from scatterbrain_core.normalization import Partial, normalize
+from scatterbrain_core.routing import view as views
+from scatterbrain_core.routing.selection import curve_of
+from scatterbrain_core.routing.spending import Allowance
+from scatterbrain_core.routing.visits import Keys, Opened
+from scatterbrain_core.rows import Pairs
+from scatterbrain_core.sparse_correction import interval_partial
+
+pytest.importorskip("numba")
+from scatterbrain_backends.numpy_.compiled import selection
+from scatterbrain_backends.numpy_.compiled.exponential import exponential
+
+GENERIC, NUMPY = Backend(xp), NumpyBackend(xp)
+HOOKS = (
+    "kmeans",
+    "cluster_statistics",
+    "cluster_logits",
+    "true_places",
+    "choose",
+    "far_partial",
+    "with_opened",
+)
+
+
+@pytest.fixture(params=[True, False], ids=["compiled", "array API"])
+def is_compiled(request, monkeypatch):
+    """With numba and without."""
+    monkeypatch.setattr(compiled, "is_available", lambda: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_exponentials_are_those_of_numpy(dtype):
+    from numba import njit
+
+    each = njit(lambda x: [exponential(y) for y in x])
+    x = np.concatenate([np.linspace(-87.3, 88, 5001), [-np.inf, np.inf, np.nan, -1e4, 1e4, 0.0, -0.0]])
+    x = x.astype(dtype)
+    with np.errstate(over="ignore"):
+        expected = np.exp(x.astype(np.longdouble))
+    got = np.array(each(x), dtype)
+    np.testing.assert_allclose(got[:5001], expected[:5001], rtol=2 * eps(dtype))
+    np.testing.assert_array_equal(got[5001:], [0, np.inf, np.nan, 0, np.inf, 1, 1])
+
+
+def draw_view(rng, n_rows, n_clusters, n_groups, dtype, spread=2.0):
+    """A view of clusters, of which some are not there, in groups."""
+    count = rng.integers(0, 9, (2, n_clusters)).astype(dtype)
+    logit = rng.normal(0, spread, (2, n_rows, n_clusters)) + np.log(np.maximum(count, 1))[:, None]
+    hidden = (count == 0)[:, None] | (rng.random(logit.shape) < 0.1)
+    return views.View(
+        np.where(hidden, -np.inf, logit).astype(dtype),
+        rng.uniform(0, 3, logit.shape).astype(dtype),
+        count,
+        rng.standard_normal((2, n_clusters, 3)).astype(dtype),
+        rng.standard_normal((2, n_clusters, 4)).astype(dtype),
+        rng.uniform(0, 2, (2, n_clusters)).astype(dtype),
+        np.eye(n_groups, dtype=dtype)[rng.integers(0, n_groups, (2, n_clusters))],
+        np.zeros((2, n_clusters), np.intp),
+    )
+
+
+@given(
+    n_rows=st.sampled_from([1, 7, 128, 300]),
+    n_clusters=st.integers(1, 40),
+    n_groups=st.integers(1, 6),
+    mean=st.floats(0, 60),
+    given_bars=st.booleans(),
+    hides=st.booleans(),
+    spread=st.sampled_from([0.1, 2.0, 60.0]),
+    seed=st.integers(0, 99),
+)
+def test_choices_are_those_of_the_array_api_code(
+    n_rows, n_clusters, n_groups, mean, given_bars, hides, spread, seed
+):
+    rng = np.random.default_rng(seed)
+    view = draw_view(rng, n_rows, n_clusters, n_groups, np.float64, spread)
+    near = Partial(rng.normal(0, spread, (2, n_rows)), rng.uniform(0.5, 2, (2, n_rows, 4)))
+    near.ref[:, ::3] = -np.inf
+    near.acc[:, ::3] = 0
+    is_row = rng.random((2, n_rows)) < 0.7 if hides else None
+    mean, bar = (np.full((2, 1, 1), x) for x in (mean, 10.0 ** rng.uniform(-9, -1)))
+    allowance = Allowance(mean, rng.uniform(1, 8) * mean, (bar, bar / 3) if given_bars else None)
+    seen = (near, is_row, allowance)
+    expected, bars = views.choose(GENERIC, view, *seen)
+    far = views.far_partial(GENERIC, view, expected)
+    got, own_bars = NUMPY.choose(view, *seen, None)
+    np.testing.assert_array_equal(got.opened, expected.opened)
+    seen_apart = got.split | (view.count == 0)[:, None]  # whether an empty cluster is, is of no account
+    np.testing.assert_array_equal(seen_apart, expected.split | (view.count == 0)[:, None])
+    for own, other in zip(own_bars, bars, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-9)
+    own_far = NUMPY.far_partial(view, got, None)
+    step = np.exp(own_far.ref - np.where(np.isfinite(far.ref), far.ref, own_far.ref))
+    np.testing.assert_allclose(own_far.acc * step[..., None], far.acc, rtol=1e-9, atol=1e-12)
+
+
+def by_array_api(*arrays, **arguments):
+    """The estimate without a hook of `auto`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in HOOKS:
+            patch.setattr(NumpyBackend, name, getattr(Backend, name))
+        return sb.estimate(*arrays, **arguments)
+
+
+def agree(got, expected):
+    """But for rows where rounding tipped a choice of equal gains."""
+    off = np.abs(got.output - expected.output).max(axis=-1) > 1e-9
+    assert off.mean() <= 0.005
+    assert np.abs(got.output - expected.output).max() <= 0.02
+    np.testing.assert_allclose(got.cost.pairs, expected.cost.pairs, rtol=1e-3)
+    np.testing.assert_allclose(got.cost.rank, expected.cost.rank, rtol=1e-3)
+
+
+@pytest.mark.parametrize("masked", ["no", "keys", "queries"])
+@pytest.mark.parametrize("entries", [12.0, 40.0, 150.0])
+def test_auto_is_that_of_the_array_api_code(rng, is_compiled, is_causal, masked, entries):
+    q, k, v = draw_problem(rng, 700, 700, dim=16)
+    q[0] *= 3  # a head whose weights are uneven: rows that would spend more than their most
+    shape = {"keys": (2, 1, 700), "queries": (2, 700, 1)}.get(masked)
+    mask = None if shape is None else rng.random(shape) < 0.7
+    entries = 30.0 if is_causal and entries < 40 else entries
+    method = sb.Scatterbrain(sparse=sb.RoutedClusters(entries))
+    arguments = {"method": method, "is_causal": is_causal, "attn_mask": mask}
+    agree(sb.estimate(q, k, v, **arguments), by_array_api(q, k, v, **arguments))
+
+
+def test_chunks_of_more_rows_than_are_sampled(rng, is_causal):
+    """And causal ones, which take the bars of the chunk before."""
+    q, k, v = draw_problem(rng, 2100, 2100, dim=16, lead=(1,))
+    arguments = {"method": sb.Scatterbrain(sparse=sb.RoutedClusters(128.0)), "is_causal": is_causal}
+    agree(sb.estimate(1.5 * q, k, v, **arguments), by_array_api(1.5 * q, k, v, **arguments))
+
+
+def test_nothing_is_chosen_where_nothing_gains_and_nothing_may_be_spent(is_compiled):
+    q, k, v = np.random.default_rng(5).standard_normal((3, 100, 1))
+    arguments = {"method": sb.Scatterbrain(sparse=sb.RoutedClusters(10.0)), "is_causal": True}
+    agree(sb.estimate(q, k, v, **arguments), by_array_api(q, k, v, **arguments))
+
+
+def test_a_query_that_is_not_finite_refines_nothing_and_spreads_to_its_own_row(rng):
+    q, k, v = draw_problem(rng, 300, 300)
+    arguments = {"method": sb.Scatterbrain(sparse=sb.RoutedClusters(40.0)), "check_finite": False}
+    whole = sb.attention(q, k, v, **arguments)
+    q[0, 7] = np.nan
+    got = sb.attention(q, k, v, **arguments)
+    assert np.isnan(got[0, 7]).all()
+    assert np.isfinite(np.delete(got[0], 7, axis=0)).all()
+    np.testing.assert_array_equal(got[1], whole[1])
+
+
+CASES = {
+    "plain": Case(),
+    "counted": Case(is_unit=True, dim=1, columns=1, n_excluded=1),
+    "wide": Case(300, 200, 100, 101, longest=90),
+    "nothing": Case(longest=-1),
+    "small blocks": Case(size=8, n_visits=3),
+    "left out": Case(300, 200, 64, 65, n_excluded=2, longest=90),
+}
+
+
+def never():
+    raise AssertionError("the array-API code was run")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("tile_keys", [16, 64])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_tiles_are_those_of_the_definition(rng, case, tile_keys, dtype):
+    visits = replace(make_visits(rng, replace(case, dtype=dtype)), tile_keys=tile_keys)
+    assert error(visits, *NUMPY.tile_partial(visits, never)) <= {"float32": 1e-4, "float64": 1e-12}[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("spread", [1.0, 100.0, 3000.0])
+def test_pairs_of_features_are_those_of_the_array_api_code(rng, spread, dtype):
+    """Whose products underflow where the largest features of two rows do not meet; some keys have none."""
+    visits = make_visits(rng, Case(60, 50, 12, 5, longest=40, n_excluded=1, dtype=dtype))
+    query, key = (spread * x for x in (visits.pairs.query, visits.pairs.key))
+    key[::7] = -np.inf
+    visits.weighted_value[:, -1] = 1
+    pairs = Pairs(query, key, PositiveKernel().pairs)
+    visits = replace(visits, pairs=pairs)
+    own = Partial(*NUMPY.tile_partial(visits, never))
+    arguments = (visits.blocks, visits.intervals, pairs, visits.weighted_value, visits.tile_keys)
+    expected = interval_partial(GENERIC, *arguments, visits.excluded)
+    (output, lse), (other, other_lse) = (normalize(GENERIC, x) for x in (own, expected))
+    unit = 50 * eps(dtype) * max(1, spread)
+    np.testing.assert_allclose(output, other, atol=unit)
+    np.testing.assert_allclose(lse, other_lse, rtol=unit, atol=unit)
+
+
+@given(
+    gains=st.lists(st.sampled_from([0.0, 1e-30, 0.5, 0.5001, 1.0, 3.0, 1e30]), min_size=4, max_size=40),
+    limit=st.floats(-9, 60),
+    seed=st.integers(0, 99),
+)
+def test_bars_of_counted_gains_are_those_of_sorted_ones(gains, limit, seed):
+    rng = np.random.default_rng(seed)
+    gain = np.array(gains) * (1 + 1e-3 * rng.random(len(gains)))
+    cost = rng.integers(1, 5, len(gains)).astype(float)
+    expected = curve_of(xp, gain[None, None], cost[None, None]).bar(xp, np.full((1, 1, 1), limit))
+    nothing = np.zeros((1, 0))
+    got = selection.bar_at_mean(nothing, gain[None], nothing[0], cost, np.zeros((1, len(gain))), limit, False)
+    assert got == expected[0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_clusters_are_those_of_the_array_api_code(rng, dtype):
+    x = rng.standard_normal((2, 3, 1, 90, 5)).astype(dtype)
+    x[:, :, :, 40:60] = x[:, :, :, :1]  # equal keys
+    value = rng.standard_normal((2, 3, 1, 90, 4)).astype(dtype)
+    weight = (rng.random(x.shape[:-1]) < 0.8).astype(dtype)
+    root = rng.standard_normal((2, 3, 1, 5, 5)).astype(dtype)
+    metric = root @ root.swapaxes(-1, -2)
+    labels = kmeans.kmeans(NUMPY, x, weight, metric, 8)
+    np.testing.assert_array_equal(labels, kmeans.kmeans(GENERIC, x, weight, metric, 8))
+    from scatterbrain_core.routing import nodes
+
+    found = [nodes._cluster(b, x, value, weight, metric[:, :, 0], 8) for b in (NUMPY, GENERIC)]
+    for name in ("count", "mean", "variance", "value"):
+        own, other = (getattr(clusters, name) for clusters in found)
+        np.testing.assert_allclose(own, other, rtol=100 * eps(dtype), atol=100 * eps(dtype))
+    clusters = found[0]
+    query = rng.standard_normal((2, 30, 5)).astype(dtype)
+    columns = [x.reshape(2, 24, *x.shape[4:]) for x in (clusters.mean, clusters.variance, clusters.count)]
+    seen = [views.cluster_logits(b, query, clusters.axes[:, 0], *columns) for b in (NUMPY, GENERIC)]
+    for own, other in zip(*seen, strict=True):
+        np.testing.assert_allclose(own, other, rtol=100 * eps(dtype), atol=100 * eps(dtype))
+
+
+def test_a_visit_is_rounded_alike_whoever_else_visits(rng, is_compiled):
+    """Queries that come later may not change a bit of those before them."""
+    query, key = (rng.standard_normal((n, 16), dtype=np.float32) for n in (200, 50))
+    keys = Keys(np.arange(50), key, np.ones((50, 9), np.float32) * key[:, :9], None)
+
+    def of_rows(n):
+        visits = Opened(np.arange(n), np.full(n, 10), np.full(n, 43))
+        near = Partial(np.full(n, -np.inf, np.float32), np.zeros((n, 9), np.float32))
+        return visiting.with_opened(near, query[:n], visits, keys)
+
+    every = of_rows(200)
+    logits = query.astype(float) @ key[10:43].T.astype(float)
+    expected = np.exp(logits - logits.max(axis=1, keepdims=True)) @ keys.weighted_value[10:43]
+    np.testing.assert_allclose(every.acc, expected, rtol=1e-5, atol=1e-4)
+    for n in (1, 5, 31, 32, 33, 100):
+        some = of_rows(n)
+        np.testing.assert_array_equal(some.acc, every.acc[:n])
+        np.testing.assert_array_equal(some.ref, every.ref[:n])
+
+
+def test_without_numba_the_loops_are_left_out(monkeypatch):
+    """NUMBA_DISABLE_JIT would have them interpreted, which takes minutes."""
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    compiled.is_available.cache_clear()
+    assert not compiled.is_available()
+    monkeypatch.delenv("NUMBA_DISABLE_JIT")
+    compiled.is_available.cache_clear()
+    assert compiled.is_available()
