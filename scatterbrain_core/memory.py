@@ -10,6 +10,7 @@ from scatterbrain_core._checks import as_index, type_name
 from scatterbrain_core.estimator import elements_of_head
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.problem import Problem
+from scatterbrain_core.routing.layout import CHUNK, MOST_CLUSTERS
 from scatterbrain_core.sparse.routed_clusters import RoutedClusters
 
 # Measured over every preset and held to by a test. Numbers in the dtype that is worked in: for each of a
@@ -17,8 +18,8 @@ from scatterbrain_core.sparse.routed_clusters import RoutedClusters
 OF_ROWS, OF_VISITS, OF_STATES, OF_TEMPORARY, FIXED = 4, 2, 1, 4, 2**22
 # Bytes of a row's indices in a table, of a pair in one of all pairs, of an entry that `auto` may open.
 OF_INDICES, OF_PAIR, OF_ENTRY = 128, 3, 6
-# Bytes of the view that a chunk of its queries has of the clusters.
-OF_VIEW = 2**25
+# Numbers of what a chunk of queries sees of each cluster, while it chooses.
+OF_VIEW = 12
 # Elements of the smallest temporaries: with smaller ones a call is mostly overhead.
 LEAST_TEMPORARY = 2**16
 
@@ -54,7 +55,8 @@ def bytes_of_head(problem: Problem, method: Scatterbrain, chunk_elements: int) -
     n_tables = max(1, sum(part.table_count for part in method.supports))
     indices = OF_INDICES * (problem.n_queries + problem.n_keys) * n_tables + OF_PAIR * pairs
     if isinstance(method.sparse, RoutedClusters) and method.sparse.entries is not None:
-        indices += int(OF_ENTRY * method.sparse.entries) * problem.n_queries + OF_VIEW
+        indices += int(OF_ENTRY * method.sparse.entries) * problem.n_queries
+        numbers += OF_VIEW * CHUNK * MOST_CLUSTERS
     return problem.item_size * numbers + indices
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -276,3 +278,71 @@ def test_without_numba_the_loops_are_left_out(monkeypatch):
     monkeypatch.delenv("NUMBA_DISABLE_JIT")
     compiled.is_available.cache_clear()
     assert compiled.is_available()
+
+
+def test_a_numba_that_cannot_be_imported_is_told_and_left_out(rng, monkeypatch):
+    def fail(name):
+        raise ImportError(f"{name} needs another NumPy")
+
+    q, k, v = draw_problem(rng, 100, 100)
+    arguments = {"method": sb.Scatterbrain(sparse=sb.RoutedClusters(30.0))}
+    expected = sb.attention(q, k, v, **arguments)
+    monkeypatch.setattr(compiled, "import_module", fail)
+    compiled.is_available.cache_clear()
+    with pytest.warns(UserWarning, match="numba is installed but cannot be used.*needs another NumPy"):
+        got = sb.attention(q, k, v, **arguments)
+    compiled.is_available.cache_clear()
+    np.testing.assert_allclose(got, expected, atol=0.02)
+
+
+FIRST_CALL = """
+import numpy as np
+import scatterbrain_core as sb
+q, k, v = np.random.default_rng(0).standard_normal((3, 4, 2000, 64)).astype(np.float32)
+method = sb.Scatterbrain(sb.PositiveFeatures(64), sb.RandomHyperplanes(3))
+first, second = (sb.attention(q, k, v, method=method, seed=0) for _ in range(2))
+print((first != second).sum())
+"""
+
+
+def test_the_first_call_of_a_process_gives_the_bits_of_the_next(monkeypatch):
+    """The BLAS of the loops is held to one thread before they load it."""
+    pytest.importorskip("threadpoolctl")
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SCATTERBRAIN_NUM_THREADS", "2")
+    command = [sys.executable, "-c", FIRST_CALL]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
+
+
+def test_features_with_no_key_behind_them_set_no_reference(rng, is_compiled):
+    """One run of all keys, queries along the vectors of features; some see the run and some no key."""
+    dim, length = 256, 400
+    method = sb.Scatterbrain(sb.PositiveFeatures(16), sb.RandomHyperplanes(1))
+    q, v = (rng.standard_normal((1, length, columns), dtype=np.float32) for columns in (dim, 8))
+    k = np.repeat(0.1 * rng.standard_normal((1, 1, dim), dtype=np.float32), length, axis=1)
+    projections = []
+    log_features = sb.PositiveFeatures._log_features
+
+    def spy(self, xp, drawn, *arguments):
+        projections.append(drawn)
+        return log_features(self, xp, drawn, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sb.PositiveFeatures, "_log_features", spy)
+        sb.attention(q, k, v, method=method, seed=0, scale=1.0)
+    q[0, :16] = projections[0]
+    assert np.isfinite(sb.attention(q, k, v, method=method, seed=0, scale=1.0)).all()
+
+
+def test_what_one_head_is_left_to_does_not_depend_on_another(rng):
+    """A head without keys has no runs."""
+    q, k, v = draw_problem(rng, 200, 200, dim=16, lead=(2,), dtype="float32")
+    method = sb.Scatterbrain(sb.PositiveFeatures(8), sb.RandomHyperplanes(2))
+    mask = np.ones((2, 1, 200), bool)
+    whole = sb.attention(q, k, v, method=method, attn_mask=mask)
+    mask[1] = False
+    got = sb.attention(q, k, v, method=method, attn_mask=mask)
+    np.testing.assert_array_equal(got[0], whole[0])
+    assert not got[1].any()

@@ -96,9 +96,10 @@ def test_the_check_of_entries_is_counted(rng, two_threads, masked):
     assert peak_of(q, k, v, max_memory=least, **arguments)[1] <= least
 
 
-def test_generic_code_keeps_to_the_limit_too(rng):
+@pytest.mark.parametrize(("length", "dim", "dtype"), [(3000, 32, "float32"), (4096, 4, "float64")])
+def test_generic_code_keeps_to_the_limit_too(rng, length, dim, dtype):
     strict = pytest.importorskip("array_api_strict")
-    arrays = draw_problem(rng, 3000, 3000, dim=32, lead=(1,), columns=32, dtype="float32")
+    arrays = draw_problem(rng, length, length, dim=dim, lead=(1,), columns=dim, dtype=dtype)
     own = [strict.asarray(x) for x in arrays]
     least = least_memory(*own)
     tracemalloc.start()

@@ -79,9 +79,13 @@ class NumpyBackend(Backend):
 
         def write(i: int) -> None:
             part = output[ends[i] - groups[i].n_heads : ends[i]]
-            is_fast = runs.is_taken(groups[i], method)
-            if not is_fast or not runs.attend(groups[i], method, projections, part):
+            if not runs.is_taken(groups[i], method):
                 part[...] = generic(groups[i], projections)
+                return
+            for h in range(groups[i].n_heads):  # what one head is left to does not depend on another
+                own = groups[i].of_heads(slice(h, h + 1))
+                if not runs.attend(own, method, projections, part[h : h + 1]):
+                    part[h : h + 1] = generic(own, projections)
 
         self.map(write, range(len(groups)))
         return output

@@ -87,11 +87,10 @@ def is_taken(problem: Problem, method: Scatterbrain) -> bool:
 
 
 def attend(problem: Problem, method: Scatterbrain, projections: Projections, output: Any) -> bool:
-    """Write the output of some heads, (H, Lq, Dv); False where that is left to the array-API code."""
-    for i in range(problem.n_heads):
-        head = lay_out_head(problem.of_heads(slice(i, i + 1)), method, projections)
-        if head is None or not _attend_head(head, output[i]):
-            return False
+    """Write the output of one head, (1, Lq, Dv); False where that is left to the array-API code."""
+    head = lay_out_head(problem, method, projections)
+    if head is None or not _attend_head(head, output[0]):
+        return False
     row_mask: Any = problem.row_mask
     if row_mask is not None:
         output[~row_mask] = 0
@@ -236,15 +235,19 @@ def _attend_chunk(
     places = head.query_order[tiles.first[0] : tiles.first[-1] + tiles.n_queries[-1]]
     query = head.query.take(places, axis=0)
     rows, edges = _keys_of_chunk(head, chunk)
-    # Features with no key behind them may not set a row's reference.
-    rank = 0 if head.n_runs == 1 and tiles.n_keys.all() else len(ref)
-    logs = np.ascontiguousarray(head.log_query_features(query[None])[0][:, :rank])
+    logs = head.log_query_features(query[None])[0]
     pairs, off = np.unique(np.stack([tiles.start, tiles.stop]) - chunk[0], axis=1, return_inverse=True)
-    off_run = np.ascontiguousarray(sums.off_runs(ref, around, *pairs)[:, :rank])
+    off_run = sums.off_runs(ref, around, *pairs)
     first = tiles.first - tiles.first[0]
     keys = edges[tiles.start - chunk[0]], edges[tiles.stop - chunk[0]]
     of_tiles = np.stack([first, first + tiles.n_queries, *keys, off], axis=1)
-    attend(query, logs, ref, places, head.key, head.value, rows, of_tiles, off_run, output)
+    # Features with no key behind them may not set a row's reference.
+    is_alone = (tiles.n_keys > 0) & (head.n_runs == 1)
+    for rank, is_own in ((len(ref), ~is_alone), (0, is_alone)):
+        if is_own.any():
+            features = (np.ascontiguousarray(logs[:, :rank]), ref[:rank])
+            off = np.ascontiguousarray(off_run[:, :rank])
+            attend(query, *features, places, head.key, head.value, rows, of_tiles[is_own], off, output)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from operator import itemgetter
 from threading import Event, Lock, Thread
 from typing import Any, Generic, TypeVar, cast
 
+from scatterbrain_backends.numpy_.compiled import load_blas
 from scatterbrain_core.threads import get_num_threads
 
 T = TypeVar("T")
@@ -151,11 +152,6 @@ def one_blas_thread() -> Iterator[bool]:
                 limit.restore_original_limits()
 
 
-def look_for_blas_again() -> None:
-    """A library that was loaded since is held to one thread too, from the next call on."""
-    _controller.cache_clear()
-
-
 @cache
 def _controller() -> Any:
     """Of the BLAS libraries of this process; None without threadpoolctl, the extra `threads`."""
@@ -163,4 +159,5 @@ def _controller() -> Any:
         from threadpoolctl import ThreadpoolController
     except ImportError:
         return None
+    load_blas()
     return ThreadpoolController()

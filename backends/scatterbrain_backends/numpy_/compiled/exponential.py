@@ -67,7 +67,8 @@ def _log_of_float32(x: Any) -> Any:
     r = (fraction + fraction if is_low else fraction) - ONE
     series = (((L0 * r + L1) * r + L2) * r + L3) * r + L4
     series = (((series * r + L5) * r + L6) * r + L7) * r + L8
-    return r - HALF * r * r + series * r * r * r + n * LN2_LOW + n * LN2_HIGH
+    found = r - HALF * r * r + series * r * r * r + n * LN2_LOW + n * LN2_HIGH
+    return found if x == x else x
 
 
 def _log_of_float64(x: Any) -> Any:

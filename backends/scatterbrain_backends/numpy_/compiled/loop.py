@@ -8,13 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import scipy.linalg.cython_blas  # noqa: F401  # what numba multiplies with
 from numba import njit
 
-from scatterbrain_backends.numpy_.threads import look_for_blas_again
+from scatterbrain_backends.numpy_ import visiting
 from scatterbrain_core.routing import selection, view
-
-look_for_blas_again()
 
 # Sums may be regrouped; infinities and NaN stay what they are, as what is divided by zero. Other threads run.
 OPTIONS: dict[str, Any] = {
@@ -46,5 +43,6 @@ def loop_over_numbers(function: Callable[..., Any]) -> Any:
 @cache
 def _fingerprint() -> str:
     """Of the sources of all loops, and of the constants in them."""
-    files = [*sorted(Path(__file__).parent.glob("*.py")), *(Path(str(m.__file__)) for m in (selection, view))]
+    constants = (Path(str(module.__file__)) for module in (selection, view, visiting))
+    files = [*sorted(Path(__file__).parent.glob("*.py")), *constants]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from scatterbrain_backends.numpy_.compiled.exponential import exponential
 from scatterbrain_backends.numpy_.compiled.loop import loop, loop_over_numbers
 
@@ -32,3 +34,15 @@ def gather(x: Any, index: Any, out: Any) -> None:
         row, own = x[index[i]], out[i]
         for c in range(len(row)):
             own[c] = row[c]
+
+
+@loop
+def to_weights(logits: Any, before: Any, sums: Any) -> Any:
+    """Logits of a row to weights, and sums in units of exp(before) to their new reference, which it gives."""
+    least, zero = logits.dtype.type(-np.inf), logits.dtype.type(0)
+    top = largest_entry(logits, before)
+    to_exponentials(logits, top if top > least else zero)
+    kept = exponential(before - top) if top > least else zero
+    for c in range(len(sums)):
+        sums[c] *= kept
+    return top

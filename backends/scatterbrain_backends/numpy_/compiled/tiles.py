@@ -8,7 +8,7 @@ import numpy as np
 
 from scatterbrain_backends.numpy_.compiled.exponential import exponential, logarithm
 from scatterbrain_backends.numpy_.compiled.loop import loop
-from scatterbrain_backends.numpy_.compiled.rows import gather, largest_entry, to_exponentials
+from scatterbrain_backends.numpy_.compiled.rows import gather, largest_entry, to_exponentials, to_weights
 
 
 @loop
@@ -182,13 +182,6 @@ def _log_product(log_query: Any, log_key: Any) -> Any:
 
 @loop
 def _weigh(logits: Any, ref: Any, acc: Any) -> None:
-    """Logits to weights, and sums to the references of these."""
-    zero, least = logits.dtype.type(0), logits.dtype.type(-np.inf)
+    """Logits of what is seen to weights, and sums to the references of these."""
     for i in range(len(logits)):
-        own, before, sums = logits[i], ref[i], acc[i]
-        top = largest_entry(own, before)
-        ref[i] = top
-        to_exponentials(own, top if top > least else zero)
-        kept = exponential(before - top) if top > least else zero
-        for c in range(len(sums)):
-            sums[c] *= kept
+        ref[i] = to_weights(logits[i], ref[i], acc[i])

@@ -6,13 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from scatterbrain_backends.numpy_.compiled.exponential import exponential
 from scatterbrain_backends.numpy_.compiled.loop import loop
-from scatterbrain_backends.numpy_.compiled.rows import gather, largest_entry, to_exponentials
-
-# Queries of one product: of one shape always, so that the rounding of a query does not depend on how many
-# others chose the cluster.
-TILE_QUERIES = 32
+from scatterbrain_backends.numpy_.compiled.rows import gather, to_weights
+from scatterbrain_backends.numpy_.visiting import TILE_QUERIES
 
 
 @loop
@@ -62,16 +58,8 @@ def merge(
 @loop
 def _weigh(logits: Any, rows: Any, ref: Any, acc: Any) -> None:
     """Logits to weights, and rows of sums to the references of these; places behind the last query are 0."""
-    zero = logits.dtype.type(0)
     for i in range(len(rows)):
-        before, own, sums = ref[rows[i]], logits[i], acc[rows[i]]
-        top = largest_entry(own, before)
-        top = top if top > -np.inf else zero
-        to_exponentials(own, top)
-        kept = exponential(before - top)
-        ref[rows[i]] = top
-        for c in range(len(sums)):
-            sums[c] *= kept
+        ref[rows[i]] = to_weights(logits[i], ref[rows[i]], acc[rows[i]])
     for i in range(len(rows), len(logits)):
         for j in range(logits.shape[1]):
-            logits[i, j] = zero
+            logits[i, j] = 0
