@@ -26,6 +26,7 @@ def run_python(code, **kwargs):
 
 def test_import_brings_in_no_other_library():
     code = (
+        "import os; os.environ['NUMBA_DISABLE_JIT'] = '1'; "  # SciPy comes with the loops of the extra numba
         "import sys, scatterbrain_core as sb, numpy as np; "
         "heavy = {'torch', 'cupy', 'jax', 'dask', 'scipy', 'matplotlib', 'rich', 'scatterbrain_backends', "
         "'importlib.metadata', 'array_api_strict'}; "

@@ -19,7 +19,7 @@ BLAS = "scipy.linalg.cython_blas"
 @cache
 def is_available() -> bool:
     """Whether numba and SciPy are there and can be imported, and numba is not told to interpret the loops."""
-    if not _is_installed() or os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+    if not _is_wanted():
         return False
     try:
         import_module("numba")
@@ -33,12 +33,13 @@ def is_available() -> bool:
 
 def load_blas() -> None:
     """Load the BLAS of the loops, where they may run, so that it can be held to one thread."""
-    if _is_installed():
+    if _is_wanted():
         try:
             import_module(BLAS)
         except ImportError:
             return  # which `is_available` reports
 
 
-def _is_installed() -> bool:
-    return find_spec("numba") is not None and find_spec("scipy") is not None
+def _is_wanted() -> bool:
+    is_interpreted = os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
+    return not is_interpreted and find_spec("numba") is not None and find_spec("scipy") is not None
