@@ -31,7 +31,8 @@ def kmeans(x: Any, weight: Any, metric: Any, n_clusters: int) -> Any:
         own, reach = 0.5 * ((centre @ metric) * centre).sum(axis=-1), norms(xp, centre)
         compiled.assign(_flat(scores, 2), _flat(own, 1), flat_slack, _flat(reach, 1), flat_labels)
         if i < ITERATIONS - 1:
-            total, count = _sums(rows, flat_labels, weights, n_clusters)
+            total = _sums(rows, flat_labels, weights, n_clusters)
+            count = _counts(flat_labels, weights, n_clusters)
             mean = (total / np.maximum(count, 1)[..., None]).reshape(centre.shape)
             centre = np.where(count.reshape(*centre.shape[:-1], 1) == 0, centre, mean)
     return labels
@@ -43,8 +44,8 @@ def statistics(key: Any, value: Any, weight: Any, labels: Any, axes: Any, n_clus
 
     shape = (*key.shape[:-2], n_clusters)
     flat_labels, weights = _flat(labels, 1), _flat(weight, 1)
-    total, count = _sums(_flat(key, 2), flat_labels, weights, n_clusters)
-    of_values, _ = _sums(_flat(value, 2), flat_labels, weights, n_clusters)
+    count = _counts(flat_labels, weights, n_clusters)
+    total, of_values = (_sums(_flat(x, 2), flat_labels, weights, n_clusters) for x in (key, value))
     per_key = 1 / np.maximum(count, 1)[..., None]
     mean = (total * per_key).reshape(*shape, -1)
     squares = np.zeros_like(total)
@@ -73,15 +74,19 @@ def logits(query: Any, axes: Any, mean: Any, variance: Any, count: Any) -> tuple
     return logit, spread
 
 
-def _sums(rows: Any, labels: Any, weight: Any, n_clusters: int) -> tuple[Any, Any]:
-    """Sums of the rows of each cluster (B, K, d), and how many they are."""
+def _counts(labels: Any, weight: Any, n_clusters: int) -> Any:
+    """How many points each cluster has, (B, K)."""
+    ones = np.ones((*labels.shape, 1), weight.dtype)
+    return _sums(ones, labels, weight, n_clusters)[..., 0]
+
+
+def _sums(rows: Any, labels: Any, weight: Any, n_clusters: int) -> Any:
+    """Sums of the rows of each cluster, (B, K, d)."""
     from scatterbrain_backends.numpy_.compiled import clustering as compiled
 
     total = np.zeros((len(rows), n_clusters, rows.shape[2]), rows.dtype)
-    count = np.zeros((len(rows), n_clusters, 1), rows.dtype)
     compiled.add_rows(rows, labels, weight, total)
-    compiled.add_rows(np.ones((*labels.shape, 1), rows.dtype), labels, weight, count)
-    return total, count[..., 0]
+    return total
 
 
 def _flat(x: Any, n_axes: int) -> Any:

@@ -246,8 +246,8 @@ def _attend_chunk(
     for rank, is_own in ((len(ref), ~is_alone), (0, is_alone)):
         if is_own.any():
             features = (np.ascontiguousarray(logs[:, :rank]), ref[:rank])
-            off = np.ascontiguousarray(off_run[:, :rank])
-            attend(query, *features, places, head.key, head.value, rows, of_tiles[is_own], off, output)
+            sums_off = np.ascontiguousarray(off_run[:, :rank])
+            attend(query, *features, places, head.key, head.value, rows, of_tiles[is_own], sums_off, output)
 
 
 @dataclass(frozen=True)
