@@ -227,8 +227,9 @@ def test_bars_of_counted_gains_are_those_of_sorted_ones(gains, limit, seed):
     gain = np.array(gains) * (1 + 1e-3 * rng.random(len(gains)))
     cost = rng.integers(1, 5, len(gains)).astype(float)
     expected = curve_of(xp, gain[None, None], cost[None, None]).bar(xp, np.full((1, 1, 1), limit))
-    nothing = np.zeros((1, 0))
-    got = selection.bar_at_mean(nothing, gain[None], nothing[0], cost, np.zeros((1, len(gain))), limit, False)
+    one_group, nothing = np.zeros(len(gain), np.intp), np.zeros((0, 1))
+    columns = (gain[:, None], one_group, nothing[:, 0], cost, np.zeros((1, 1)))
+    got = selection.bar_at_mean(nothing, *columns, limit, False)
     assert got == expected[0, 0, 0]
 
 

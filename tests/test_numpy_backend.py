@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from problems import draw_problem, eps
 
 import scatterbrain_core as sb
-from scatterbrain_backends.numpy_ import NumpyBackend, blas, merging, runs, threads
+from scatterbrain_backends.numpy_ import NumpyBackend, blas, merging, runs, scratch, threads
 from scatterbrain_backends.numpy_.sorting import stable_argsort
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.normalization import Partial, running_merge
@@ -387,3 +387,20 @@ def test_running_merges_are_those_of_the_array_api_code(lengths, rank, seed):
     expected = running_merge(generic, Partial(ref, acc), segment, max(lengths, default=0))
     np.testing.assert_array_equal(got[0], expected.ref)
     np.testing.assert_allclose(got[1], expected.acc, rtol=1e-12, atol=1e-300)
+
+
+def test_scratch_memory_comes_again_once_no_array_is_on_it():
+    with scratch.kept():
+        first = scratch.empty((3, 100), np.float32)
+        address, part = first.ctypes.data, first[1:, ::2].T
+        del first
+        other = scratch.empty((100,), np.float64)
+        assert not np.shares_memory(part, other)
+        del part
+        again = scratch.empty((250,), np.float32)
+        assert again.ctypes.data == address
+        assert address % scratch.ALIGNMENT == 0
+        assert (again.shape, again.dtype) == ((250,), np.float32)
+        assert scratch.empty((0, 3), bool).shape == (0, 3)
+    del again
+    assert scratch.empty((3, 100), np.float32).base is None  # nothing is kept out there

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import numpy as xp
 
+from scatterbrain_backends.numpy_ import scratch
 from scatterbrain_core.normalization import Partial
 from scatterbrain_core.routing.spending import Allowance
 from scatterbrain_core.routing.view import Choice, View, distances
@@ -25,7 +26,7 @@ class Weighted(Choice):
     Attributes
     ----------
     ref : ndarray, shape (H, R)
-    weight : ndarray, shape (H, R, K)
+    weight : ndarray, shape (H, K, R)
         Of all keys of a cluster that is not opened, as exp(ref) * weight.
     """
 
@@ -36,20 +37,22 @@ class Weighted(Choice):
 def choose(view: View, near: Partial, is_row: Any, allowance: Allowance) -> Found:
     """As `routing.view.choose`; a query whose weights are not finite refines nothing."""
     v: Any = view
+    logit, spread = (np.ascontiguousarray(np.swapaxes(x, 1, 2)) for x in (v.logit, v.spread))
     near_ref: Any = near.ref
-    ref = np.maximum(near_ref, v.logit.max(axis=2))
+    ref = np.maximum(near_ref, logit.max(axis=1))
     ref[ref == -np.inf] = 0
     near_weight = near.acc[..., -1] * np.exp(near_ref - ref)
     is_row = np.ones(ref.shape, bool) if is_row is None else is_row
     bars = (np.full(len(ref), np.nan),) * 2 if allowance.bars is None else allowance.bars
     limits = np.stack([np.ravel(x) for x in (allowance.mean, allowance.most, *bars)], axis=1).astype(float)
     found = [
-        _of_head(v.logit[h], v.spread[h], ref[h], near_weight[h], is_row[h], columns, own_limits)
+        _of_head(logit[h], spread[h], ref[h], near_weight[h], is_row[h], columns, own_limits)
         for h, (columns, own_limits) in enumerate(zip(_columns(v), limits.tolist(), strict=True))
     ]
     opened, apart, weight, at_mean = (_stack(x) for x in zip(*found, strict=True))
     first, second = at_mean.T.astype(ref.dtype)[..., None, None]
-    return Weighted(opened, apart > 0, ref, weight), (first, second)
+    opened, apart = (np.swapaxes(x, 1, 2) for x in (opened, apart))
+    return Weighted(opened, apart, ref, weight), (first, second)
 
 
 def _of_head(
@@ -61,18 +64,20 @@ def _of_head(
 
     mean, most, *bars = limits
     is_given, number = not np.isnan(bars[0]), logit.dtype.type
-    n_rows, n_groups, count, group = len(logit), len(columns.group_cost), columns.count, columns.group
-    groups, clusters = np.empty((n_rows, n_groups), logit.dtype), np.empty_like(logit)
+    count, group, group_cost = columns.count, columns.group, columns.group_cost
+    n_queries, n_groups = logit.shape[1], len(group_cost)
+    groups, clusters = (scratch.empty((n, n_queries), logit.dtype) for n in (n_groups, len(logit)))
     gains(logit, spread, ref, near_weight, is_row, columns.within(most), groups, clusters)
-    apart, left = np.zeros_like(logit), np.empty(n_rows, logit.dtype)
-    first = bar_at_mean(groups, clusters, columns.group_cost, count, apart, mean, is_given)
+    is_split, left = np.zeros_like(groups), np.full(n_queries, most, logit.dtype)
+    first = bar_at_mean(groups, clusters, group, group_cost, count, is_split, mean, is_given)
     bar = number(bars[0] if is_given else first)
-    split(bar, groups, clusters, spread, group, columns.group_cost, count, number(most), apart, left)
-    no_groups, mean = groups[:0].reshape(n_rows, 0), mean - (most - float(left.mean()))
-    second = bar_at_mean(no_groups, clusters, no_groups[0], count, apart, mean, is_given)
+    split(bar, groups, clusters, spread, group, group_cost, count, is_split, left)
+    no_groups, mean = groups[:0], mean - (most - float(left.mean()))
+    second = bar_at_mean(no_groups, clusters, group, group_cost[:0], count, is_split, mean, is_given)
     bar = number(bars[1] if is_given else second)
-    opened, of_group = np.empty(logit.shape, bool), np.empty((2, n_groups), logit.dtype)
-    weigh(bar, logit, ref, clusters, group, no_groups[0], count, apart, left, opened, of_group)
+    opened, apart = (scratch.empty(logit.shape, bool) for _ in range(2))
+    weigh(bar, logit, ref, clusters, group, group_cost[:0], count, is_split, left, opened)
+    np.take(is_split.astype(bool), group, axis=0, out=apart, mode="clip")
     return opened, apart, clusters, (first, second)
 
 
@@ -84,7 +89,7 @@ def far_partial(view: View, choice: Weighted) -> Partial:
     """As `routing.view.far_partial`, with the reference of all clusters."""
     value: Any = view.value
     values = np.concatenate([value, np.ones((*value.shape[:2], 1), value.dtype)], axis=2)
-    return Partial(choice.ref, choice.weight @ values)
+    return Partial(choice.ref, np.swapaxes(choice.weight, 1, 2) @ values)
 
 
 @dataclass(frozen=True)

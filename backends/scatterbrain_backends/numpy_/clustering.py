@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import numpy as xp
 
+from scatterbrain_backends.numpy_ import scratch
 from scatterbrain_core.kmeans import ITERATIONS, slack_of, spread_points
 from scatterbrain_core.norms import norms
 from scatterbrain_core.routing.view import MOST_SPREAD
@@ -62,16 +63,19 @@ def logits(query: Any, axes: Any, mean: Any, variance: Any, count: Any) -> tuple
 
     least = MOST_SPREAD * float(np.finfo(query.dtype).smallest_normal)
     unit = np.maximum(variance.max(axis=-1), least).astype(query.dtype)
+    in_units = variance / unit[..., None]
     along = query @ axes
     along *= along
-    spread = along @ np.swapaxes(variance / unit[..., None], -1, -2)
-    logit = query @ np.swapaxes(mean, -1, -2)
     with np.errstate(divide="ignore"):
         size = np.log(count)
+    shape = (len(query), mean.shape[1], query.shape[1])
+    logit, spread = (scratch.empty(shape, query.dtype) for _ in range(2))
     for head in range(len(query)):
         most = (MOST_SPREAD / unit[head]).astype(query.dtype)
-        compiled.finish_logits(logit[head], spread[head], unit[head], most, size[head])
-    return logit, spread
+        columns = (mean[head], in_units[head], unit[head], most, size[head])
+        compiled.logits(query[head], along[head], *columns, logit[head], spread[head])
+    # One query after the other in memory: what is made of them takes all queries at a cluster at a time.
+    return np.swapaxes(logit, 1, 2), np.swapaxes(spread, 1, 2)
 
 
 def _counts(labels: Any, weight: Any, n_clusters: int) -> Any:

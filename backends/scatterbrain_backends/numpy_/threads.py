@@ -8,6 +8,7 @@ from operator import itemgetter
 from threading import Event, Lock, Thread
 from typing import Generic, TypeVar, cast
 
+from scatterbrain_backends.numpy_ import scratch
 from scatterbrain_backends.numpy_.blas import one_blas_thread, one_blas_thread_here
 from scatterbrain_core.threads import get_num_threads
 
@@ -38,7 +39,8 @@ def map_on_threads(
         n_threads = min(get_num_threads(), len(work), most_threads or len(work)) if is_held else 1
         if n_threads > 1:
             return _Shared(function, work).done(n_threads)
-        return [function(item) for item in work]
+        with scratch.kept():
+            return [function(item) for item in work]
 
 
 class _Shared(Generic[T, R]):
@@ -76,7 +78,7 @@ class _Shared(Generic[T, R]):
     def take(self) -> None:
         """Work on items until none is left, or until there is an error."""
         _stopped.set(self.stop)
-        with one_blas_thread_here():
+        with one_blas_thread_here(), scratch.kept():
             self._take()
 
     def _take(self) -> None:

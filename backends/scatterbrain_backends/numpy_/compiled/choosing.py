@@ -1,6 +1,7 @@
 """What the queries of a head open and split, and the weights of what they do not: `routing.view` in loops.
 
-Loops without branches and indices of others are made into vectors; those with an index stand by themselves.
+Queries are the columns of all arrays, and clusters or groups the rows: to look up the group of a cluster is
+then one step for all queries of a block, whose numbers make vectors and stay in the cache.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from scatterbrain_backends.numpy_.compiled.exponential import exponential
+from scatterbrain_backends.numpy_.compiled.exponential import exponential, logarithm
 from scatterbrain_backends.numpy_.compiled.loop import loop
-from scatterbrain_backends.numpy_.compiled.selection import bar_of_row
+from scatterbrain_backends.numpy_.compiled.selection import BLOCK, bars_of_queries
 from scatterbrain_core.routing.view import LEAST_SHARE, LEAST_SPREAD
 
 LOG_LEAST_SHARE = math.log(LEAST_SHARE)
@@ -26,8 +27,8 @@ def gains(
 
     Parameters
     ----------
-    logit : ndarray, shape (R, K)
-    spread : ndarray, shape (R, K)
+    logit : ndarray, shape (K, R)
+    spread : ndarray, shape (K, R)
         Overwritten with what is gained by opening a cluster that is apart from its group: memory that was
         written to before is faster than what is new.
     ref : ndarray, shape (R,)
@@ -39,13 +40,15 @@ def gains(
         Of each cluster, shape (K,): its group, what squares of shares and of their deviations count for, its
         part of the keys of its group, one over its cost, and that once it is apart; and one over the cost of
         a group, shape (G,). 0 for what nobody can spend.
-    groups, clusters : ndarray, shape (R, G) and (R, K)
+    groups, clusters : ndarray, shape (G, R) and (K, R)
         Written to.
     """
-    for r in range(len(logit)):
-        _gains(
-            logit[r], spread[r], ref[r], near_weight[r], is_row[r], columns, groups[r], clusters[r], spread[r]
-        )
+    n_clusters, n_queries = logit.shape
+    share, of_group = np.empty((n_clusters, BLOCK), logit.dtype), np.empty((len(groups), BLOCK), logit.dtype)
+    for first in range(0, n_queries, BLOCK):
+        last = min(first + BLOCK, n_queries)
+        _shares(logit, first, ref[first:last], near_weight[first:last], is_row[first:last], share)
+        _gains(spread, first, last, columns, share, of_group, groups, clusters)
 
 
 @loop
@@ -57,25 +60,27 @@ def split(
     group: Any,
     group_cost: Any,
     count: Any,
-    most: Any,
-    apart: Any,
+    is_split: Any,
     left: Any,
 ) -> None:
-    """Mark the clusters of groups above the bar as apart, and bring the gains of clusters up to date.
+    """Mark the groups above the bar as split, and bring the gains of their clusters up to date.
 
     Parameters
     ----------
     group_cost : ndarray, shape (G,)
-        0 for a group of one cluster, which is always apart.
-    apart : ndarray, shape (R, K)
-        Zeros, which become 1.0 where a cluster is apart.
+        0 for a group of one cluster, which is always split.
+    is_split : ndarray, shape (G, R)
+        Zeros, which become 1.0 where the clusters of a group are apart.
     left : ndarray, shape (R,)
-        Written to: what is left of the most that a query may spend.
+        What a query may spend at most, less what it spends here.
     """
-    for r in range(len(groups)):
-        own = bar_of_row(bar, groups[r], clusters[r], group_cost, count, apart[r], most)
-        left[r] = most - _split(groups[r], own, group, group_cost, apart[r])
-        _gains_apart(clusters[r], apart_gain[r], count, apart[r], left[r])
+    bars = np.empty(BLOCK, clusters.dtype)
+    n_queries = clusters.shape[1]
+    for first in range(0, n_queries, BLOCK):
+        last = min(first + BLOCK, n_queries)
+        bars_of_queries(bar, groups, clusters, group, group_cost, count, is_split, left, first, last, bars)
+        _split(groups, bars, group_cost, is_split, left, first, last)
+        _gains_apart(clusters, apart_gain, group, count, is_split, left, first, last)
 
 
 @loop
@@ -87,110 +92,121 @@ def weigh(
     group: Any,
     no_group: Any,
     count: Any,
-    apart: Any,
+    is_split: Any,
     left: Any,
     opened: Any,
-    of_group: Any,
 ) -> None:
     """Open the clusters above the bar, and weigh the others.
 
     Parameters
     ----------
-    clusters : ndarray, shape (R, K)
+    clusters : ndarray, shape (K, R)
         Gains, in whose place come the weights of clusters that are not opened, as exp(ref) * weight.
     no_group : ndarray, shape (0,)
-    opened : ndarray of bool, shape (R, K)
+    opened : ndarray of bool, shape (K, R)
         Written to.
-    of_group : ndarray, shape (2, G)
-        A temporary.
     """
-    for r in range(len(clusters)):
-        own = bar_of_row(bar, no_group, clusters[r], no_group, count, apart[r], left[r])
+    n_queries = clusters.shape[1]
+    bars, n_groups = np.empty(BLOCK, clusters.dtype), len(is_split)
+    of_group, keys = np.empty((n_groups, BLOCK), clusters.dtype), np.empty((n_groups, BLOCK), clusters.dtype)
+    no_groups = clusters[:0]
+    for first in range(0, n_queries, BLOCK):
+        last = min(first + BLOCK, n_queries)
+        bars_of_queries(bar, no_groups, clusters, group, no_group, count, is_split, left, first, last, bars)
         for k in range(len(count)):
-            opened[r, k] = clusters[r, k] > own
-        _far(logit[r], ref[r], opened[r], apart[r], count, group, of_group[0], of_group[1], clusters[r])
+            gain, own = clusters[k, first:last], opened[k, first:last]
+            for j in range(len(own)):
+                own[j] = gain[j] > bars[j]
+        _far(logit, ref, opened, is_split, count, group, of_group, keys, clusters, first, last)
+
+
+@loop
+def _shares(logit: Any, first: int, ref: Any, near_weight: Any, is_row: Any, share: Any) -> None:
+    """Shares of the clusters in the weight of all keys; 0 for a query that is no row or is not finite."""
+    number, n = logit.dtype.type, len(ref)
+    zero, one, least_share = number(0), number(1), number(LEAST_SHARE)
+    total, per_total, below_ref = near_weight.copy(), np.empty_like(ref), np.empty_like(ref)
+    for k in range(len(logit)):
+        x, own = logit[k, first : first + n], share[k]
+        for j in range(n):
+            own[j] = exponential(x[j] - ref[j])
+            total[j] += own[j]
+    is_spent = np.isfinite(total) & is_row
+    for j in range(n):
+        positive = total[j] if total[j] > zero else one
+        per_total[j] = one / positive
+        below_ref[j] = number(LOG_LEAST_SHARE) + ref[j] + logarithm(positive)
+    for k in range(len(logit)):
+        x, own = logit[k, first : first + n], share[k]
+        for j in range(n):
+            below = below_ref[j] - x[j]
+            floor, plain = least_share / (one + below), own[j] * per_total[j]
+            found = floor if below > zero else plain
+            own[j] = found if is_spent[j] else zero
 
 
 @loop
 def _gains(
-    logit: Any,
-    spread: Any,
-    ref: Any,
-    near_weight: Any,
-    is_row: Any,
-    columns: Any,
-    groups: Any,
-    clusters: Any,
-    apart_gain: Any,
+    spread: Any, first: int, last: int, columns: Any, share: Any, of_group: Any, groups: Any, clusters: Any
 ) -> None:
-    """As `gains`, of one query."""
+    """As `gains`, of some queries by their shares."""
     group, of_squares, of_deviations, part, per_key, per_other, per_member = columns
-    number = logit.dtype.type
+    number, n = spread.dtype.type, last - first
     zero, one, least_spread = number(0), number(1), number(LEAST_SPREAD)
-    share, of_group = np.empty_like(logit), np.zeros_like(groups)
-    is_spent = _shares(logit, ref, near_weight, share) and is_row
-    for k in range(len(logit)):
-        share[k] = share[k] if is_spent else zero
-    for k in range(len(logit)):
-        of_group[group[k]] += share[k]
-    for k in range(len(logit)):
-        # The first order, where the difference has no digits left.
-        first_order, second_order = spread[k], exponential(spread[k]) - one
-        error = (second_order if second_order > first_order else first_order) + least_spread
-        apart_gain[k] = error * share[k] * share[k] * of_squares[k]
-    for k in range(len(logit)):
-        deviation = share[k] - of_group[group[k]] * part[k]
-        share[k] = deviation * deviation * of_deviations[k]
     for g in range(len(groups)):
-        groups[g] = zero
-    for k in range(len(logit)):
-        groups[group[k]] += share[k]
+        own = groups[g, first:last]
+        for j in range(n):
+            own[j] = of_group[g, j] = zero
+    for k in range(len(spread)):
+        total, own = of_group[group[k]], share[k]
+        for j in range(n):
+            total[j] += own[j]
+    for k in range(len(spread)):
+        own, total, to_split = share[k], of_group[group[k]], groups[group[k], first:last]
+        apart_gain, gain = spread[k, first:last], clusters[k, first:last]
+        squares, deviations, own_part = of_squares[k], of_deviations[k], part[k]
+        a_key, another = per_key[k], per_other[k]
+        for j in range(n):
+            # The first order, where the difference has no digits left.
+            first_order, second_order = apart_gain[j], exponential(apart_gain[j]) - one
+            error = (second_order if second_order > first_order else first_order) + least_spread
+            within = error * own[j] * own[j] * squares
+            deviation = own[j] - total[j] * own_part
+            between = deviation * deviation * deviations
+            to_split[j] += between
+            gain[j] = (within + between) * a_key
+            apart_gain[j] = within * another
     for g in range(len(groups)):
-        groups[g] *= per_member[g]
-    for k in range(len(logit)):
-        clusters[k] = (apart_gain[k] + share[k]) * per_key[k]
-        apart_gain[k] *= per_other[k]
+        own, another = groups[g, first:last], per_member[g]
+        for j in range(n):
+            own[j] *= another
 
 
 @loop
-def _shares(logit: Any, ref: Any, near_weight: Any, share: Any) -> bool:
-    """Shares of the clusters in the weight of all keys; whether they are finite."""
-    number = logit.dtype.type
-    zero, one, least_share = number(0), number(1), number(LEAST_SHARE)
-    total = near_weight
-    for k in range(len(logit)):
-        share[k] = exponential(logit[k] - ref)
-        total += share[k]
-    total = total if total != zero else one
-    per_total, below_ref = one / total, number(LOG_LEAST_SHARE) + ref + np.log(total)
-    for k in range(len(logit)):
-        below = below_ref - logit[k]
-        floor, own = least_share / (one + below), share[k] * per_total
-        share[k] = floor if below > zero else own
-    return np.isfinite(total)
-
-
-@loop
-def _split(groups: Any, bar: Any, group: Any, cost: Any, apart: Any) -> Any:
-    """Mark the clusters that a query sees apart from their group; what that costs."""
-    number = cost.dtype.type
-    spent, split = number(0), np.empty_like(cost)
+def _split(groups: Any, bars: Any, cost: Any, is_split: Any, left: Any, first: int, last: int) -> None:
+    """Mark the groups that queries split, and take what that costs off what is left."""
+    number, rest = cost.dtype.type, left[first:last]
     for g in range(len(groups)):
-        spent += cost[g] if groups[g] > bar else number(0)
-        split[g] = number(1) if groups[g] > bar or cost[g] == number(0) else number(0)
-    for k in range(len(apart)):
-        apart[k] = split[group[k]]
-    return spent
+        gain, own, own_cost = groups[g, first:last], is_split[g, first:last], cost[g]
+        is_single = own_cost == number(0)
+        for j in range(len(own)):
+            is_above = gain[j] > bars[j]
+            rest[j] -= own_cost if is_above else number(0)
+            own[j] = number(1) if is_above or is_single else number(0)
 
 
 @loop
-def _gains_apart(clusters: Any, apart_gain: Any, count: Any, apart: Any, most: Any) -> None:
+def _gains_apart(
+    clusters: Any, apart_gain: Any, group: Any, count: Any, is_split: Any, left: Any, first: int, last: int
+) -> None:
     """What is gained an entry once it is settled which groups are split."""
-    zero = clusters.dtype.type(0)
+    zero, most = clusters.dtype.type(0), left[first:last]
     for k in range(len(clusters)):
-        alone, whole, cost = apart_gain[k], clusters[k], count[k] - apart[k]
-        gain = alone if apart[k] > zero else whole
-        clusters[k] = gain if cost <= most else zero
+        own, alone = clusters[k, first:last], apart_gain[k, first:last]
+        apart, n_keys = is_split[group[k], first:last], count[k]
+        for j in range(len(own)):
+            gain = alone[j] if apart[j] > zero else own[j]
+            own[j] = gain if n_keys - apart[j] <= most[j] else zero
 
 
 @loop
@@ -198,30 +214,38 @@ def _far(
     logit: Any,
     ref: Any,
     opened: Any,
-    apart: Any,
+    is_split: Any,
     count: Any,
     group: Any,
     of_group: Any,
     keys: Any,
     weight: Any,
+    first: int,
+    last: int,
 ) -> None:
-    """Weights of what a query did not open: within a group that is not split all keys weigh the same."""
-    number = weight.dtype.type
+    """Weights of what queries did not open: within a group that is not split all keys weigh the same."""
+    number, n, own_ref = weight.dtype.type, last - first, ref[first:last]
     zero, one = number(0), number(1)
-    keys_of, weight_of = np.empty_like(weight), np.empty_like(weight)
     for g in range(len(keys)):
-        of_group[g] = keys[g] = zero
+        for j in range(n):
+            of_group[g, j] = keys[g, j] = zero
     for k in range(len(weight)):
-        visible = one if logit[k] > -np.inf else zero
-        closed, together = zero if opened[k] else visible, one - apart[k]
-        keys_of[k] = closed * together * count[k]
-        own = closed * exponential(logit[k] - ref)
-        weight_of[k] = together * own
-        weight[k] = apart[k] * own
-    for k in range(len(weight)):
-        of_group[group[k]] += weight_of[k]
-        keys[group[k]] += keys_of[k]
+        x, is_open, own = logit[k, first:last], opened[k, first:last], weight[k, first:last]
+        sums, n_keys, own_count = of_group[group[k]], keys[group[k]], count[k]
+        for j in range(n):
+            found = exponential(x[j] - own_ref[j])
+            own[j] = zero if is_open[j] else found
+            sums[j] += own[j]
+            visible = own_count if x[j] > -np.inf else zero
+            n_keys[j] += zero if is_open[j] else visible
     for g in range(len(keys)):
-        of_group[g] /= keys[g] if keys[g] > one else one
+        for j in range(n):
+            of_group[g, j] /= keys[g, j] if keys[g, j] > one else one
     for k in range(len(weight)):
-        weight[k] += of_group[group[k]] * keys_of[k]
+        x, is_open, own = logit[k, first:last], opened[k, first:last], weight[k, first:last]
+        mean, apart, own_count = of_group[group[k]], is_split[group[k], first:last], count[k]
+        for j in range(n):
+            together = mean[j] * own_count
+            hidden = is_open[j] or x[j] == -np.inf
+            together = zero if hidden else together
+            own[j] = own[j] if apart[j] > zero else together

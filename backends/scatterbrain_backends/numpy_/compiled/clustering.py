@@ -8,6 +8,9 @@ import numpy as np
 
 from scatterbrain_backends.numpy_.compiled.loop import loop
 
+# Queries of one product with all clusters, whose result stays in the cache.
+PRODUCT_QUERIES = 256
+
 
 @loop
 def assign(scores: Any, own: Any, slack: Any, reach: Any, labels: Any) -> None:
@@ -59,12 +62,47 @@ def add_squares(along: Any, labels: Any, weight: Any, total: Any) -> None:
 
 
 @loop
-def finish_logits(logit: Any, spread: Any, unit: Any, most: Any, size: Any) -> None:
-    """Products with means (R, K), and variances in units, to logits and variances of at most `most` units."""
-    half = logit.dtype.type(0.5)
-    for r in range(len(logit)):
-        for k in range(logit.shape[1]):
-            own, limit = spread[r, k], most[k]
-            own = (own if own < limit else limit) * unit[k]
-            spread[r, k] = own
-            logit[r, k] += half * own + size[k]
+def logits(
+    query: Any,
+    along: Any,
+    mean: Any,
+    variance: Any,
+    unit: Any,
+    most: Any,
+    size: Any,
+    logit: Any,
+    spread: Any,
+) -> None:
+    """Logits of K clusters to second order, and variances of the logits within, of at most `most` units.
+
+    Parameters
+    ----------
+    query, along : ndarray, shape (R, D)
+        Queries, and the squares of what they are along the axes.
+    mean, variance : ndarray, shape (K, D)
+        The variances in units.
+    unit, most, size : ndarray, shape (K,)
+        `size` is the log of the number of keys.
+    logit, spread : ndarray, shape (K, R)
+        Written to.
+    """
+    half, n_clusters = query.dtype.type(0.5), len(mean)
+    of_means, of_variances = (
+        np.empty(n_clusters * PRODUCT_QUERIES, query.dtype),
+        np.empty(n_clusters * PRODUCT_QUERIES, query.dtype),
+    )
+    for first in range(0, len(query), PRODUCT_QUERIES):
+        last = min(first + PRODUCT_QUERIES, len(query))
+        n = last - first
+        means = of_means[: n_clusters * n].reshape(n_clusters, n)
+        variances = of_variances[: n_clusters * n].reshape(n_clusters, n)
+        np.dot(mean, query[first:last].T, means)
+        np.dot(variance, along[first:last].T, variances)
+        for k in range(n_clusters):
+            own_logit, own_spread = logit[k, first:last], spread[k, first:last]
+            product, in_units = means[k], variances[k]
+            limit, own_unit, own_size = most[k], unit[k], size[k]
+            for j in range(n):
+                own = (in_units[j] if in_units[j] < limit else limit) * own_unit
+                own_spread[j] = own
+                own_logit[j] = product[j] + (half * own + own_size)

@@ -1,7 +1,7 @@
-"""Items that gain most an entry, of the rows of a head: `routing.selection` in loops.
+"""Items that gain most an entry, of the queries of a head: `routing.selection` in loops.
 
-Every row has items of two kinds, groups and then clusters, or of one with no columns of the other. A cluster
-costs its keys, one less where it is seen apart from its group already.
+Every query has items of two kinds, groups and then clusters, or of one with no rows of the other: arrays of
+shape (G, R) and (K, R). A cluster costs its keys, one less where its group is split already.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import numpy as np
 from scatterbrain_backends.numpy_.compiled.loop import loop
 from scatterbrain_core.routing.selection import CORRECTIONS, PART_OF_ENTRY, ROOM, SAMPLED_ROWS
 
+# Queries that are worked on together.
+BLOCK = 128
 # Gains are counted by their leading digits: sign, exponent and seven bits behind it.
 DROPPED_BITS, N_DIGITS = 16, 2**15
 
@@ -24,22 +26,22 @@ def digit(gain: Any) -> Any:
 
 
 @loop
-def sampled(groups: Any, clusters: Any, group_cost: Any, count: Any, apart: Any) -> Any:
-    """Gains and costs of the items of some rows that gain anything, and how many rows these are."""
-    n_rows, n_groups = groups.shape
-    n_clusters = clusters.shape[1]
-    stride = max(1, n_rows // SAMPLED_ROWS)
-    n_sampled = (n_rows + stride - 1) // stride
-    gain = np.empty(n_sampled * (n_groups + n_clusters), clusters.dtype)
+def sampled(groups: Any, clusters: Any, group: Any, group_cost: Any, count: Any, is_split: Any) -> Any:
+    """Gains and costs of the items of some queries that gain anything, and how many queries these are."""
+    n_clusters, n_queries = clusters.shape
+    stride = max(1, n_queries // SAMPLED_ROWS)
+    n_sampled = (n_queries + stride - 1) // stride
+    gain = np.empty(n_sampled * (len(groups) + n_clusters), clusters.dtype)
     cost = np.empty(len(gain), clusters.dtype)
     n = 0
-    for r in range(0, n_rows, stride):
-        for g in range(n_groups):
-            gain[n], cost[n] = groups[r, g], group_cost[g]
-            n += groups[r, g] > 0
-        for k in range(n_clusters):
-            gain[n], cost[n] = clusters[r, k], count[k] - apart[r, k]
-            n += clusters[r, k] > 0
+    for g in range(len(groups)):
+        for r in range(0, n_queries, stride):
+            gain[n], cost[n] = groups[g, r], group_cost[g]
+            n += groups[g, r] > 0
+    for k in range(n_clusters):
+        for r in range(0, n_queries, stride):
+            gain[n], cost[n] = clusters[k, r], count[k] - is_split[group[k], r]
+            n += clusters[k, r] > 0
     return gain[:n], cost[:n], n_sampled
 
 
@@ -88,36 +90,61 @@ def first_that_does_not_fit(gain: Any, cost: Any, room: float) -> float:
 
 
 @loop
-def spent_above(bar: Any, groups: Any, clusters: Any, group_cost: Any, count: Any, apart: Any) -> Any:
-    """What one row spends on all that gains more than a bar, of the dtype of the gains."""
-    zero = clusters.dtype.type(0)
-    of_groups = of_clusters = zero
+def spent_above(
+    bars: Any,
+    groups: Any,
+    clusters: Any,
+    group: Any,
+    group_cost: Any,
+    count: Any,
+    is_split: Any,
+    first: int,
+    last: int,
+    spent: Any,
+) -> None:
+    """What queries [first, last) each spend on all that gains more than their bar."""
+    zero, n = clusters.dtype.type(0), last - first
+    for j in range(n):
+        spent[j] = zero
     for g in range(len(groups)):
-        cost = group_cost[g]
-        of_groups += cost if groups[g] > bar else zero
+        gain, cost = groups[g, first:last], group_cost[g]
+        for j in range(n):
+            spent[j] += cost if gain[j] > bars[j] else zero
     for k in range(len(clusters)):
-        cost = count[k] - apart[k]
-        of_clusters += cost if clusters[k] > bar else zero
-    return of_groups + of_clusters
+        gain, apart, n_keys = clusters[k, first:last], is_split[group[k], first:last], count[k]
+        for j in range(n):
+            spent[j] += n_keys - apart[j] if gain[j] > bars[j] else zero
 
 
 @loop
 def bar_at_mean(
-    groups: Any, clusters: Any, group_cost: Any, count: Any, apart: Any, mean: float, is_given: bool
+    groups: Any,
+    clusters: Any,
+    group: Any,
+    group_cost: Any,
+    count: Any,
+    is_split: Any,
+    mean: float,
+    is_given: bool,
 ) -> float:
-    """The bar at which rows spend the mean; where none is given, the least tried that holds for all."""
-    gain, cost, n_sampled = sampled(groups, clusters, group_cost, count, apart)
-    spent = counted(gain, cost)
-    n_rows, number = len(clusters), clusters.dtype.type
+    """The bar at which queries spend the mean; where none is given, the least tried that holds for all."""
+    gain, cost, n_sampled = sampled(groups, clusters, group, group_cost, count, is_split)
+    digits = counted(gain, cost)
+    n_queries = clusters.shape[1]
     limit, bar = mean, np.inf
+    bars, spent = np.empty(BLOCK, clusters.dtype), np.empty(BLOCK, clusters.dtype)
     for _ in range(CORRECTIONS):
-        tried = bar_of(gain, cost, spent, limit * n_sampled + PART_OF_ENTRY)
-        if is_given or n_sampled == n_rows:
+        tried = bar_of(gain, cost, digits, limit * n_sampled + PART_OF_ENTRY)
+        if is_given or n_sampled == n_queries:
             return tried
+        bars[:] = tried
         total = 0.0
-        for r in range(n_rows):
-            total += spent_above(number(tried), groups[r], clusters[r], group_cost, count, apart[r])
-        total /= n_rows
+        for first in range(0, n_queries, BLOCK):
+            last = min(first + BLOCK, n_queries)
+            spent_above(bars, groups, clusters, group, group_cost, count, is_split, first, last, spent)
+            for j in range(last - first):
+                total += spent[j]
+        total /= n_queries
         if total <= ROOM * mean and tried < bar:
             bar = tried
         limit = limit * mean / (total if total > 0 else 1.0)
@@ -127,25 +154,56 @@ def bar_at_mean(
 @loop
 def _greatest(gain: Any) -> float:
     top = 0.0
-    for r in range(len(gain)):
-        for k in range(gain.shape[1]):
-            top = max(top, gain[r, k])
+    for i in range(len(gain)):
+        for r in range(gain.shape[1]):
+            top = max(top, gain[i, r])
     return top
 
 
 @loop
-def bar_of_row(
-    bar: Any, groups: Any, clusters: Any, group_cost: Any, count: Any, apart: Any, most: Any
-) -> Any:
-    """The bar, or where a row would spend more than its most, the greatest gain that no longer fits."""
+def bars_of_queries(
+    bar: Any,
+    groups: Any,
+    clusters: Any,
+    group: Any,
+    group_cost: Any,
+    count: Any,
+    is_split: Any,
+    most: Any,
+    first: int,
+    last: int,
+    bars: Any,
+) -> None:
+    """The bar, or where a query would spend more than its most, the greatest gain that no longer fits."""
     number = clusters.dtype.type
-    if spent_above(bar, groups, clusters, group_cost, count, apart) <= most + number(PART_OF_ENTRY):
-        return bar
+    spent = np.empty(BLOCK, clusters.dtype)
+    for j in range(last - first):
+        bars[j] = bar
+    spent_above(bars, groups, clusters, group, group_cost, count, is_split, first, last, spent)
+    for j in range(last - first):
+        room = most[first + j] + number(PART_OF_ENTRY)
+        if not spent[j] <= room:
+            bars[j] = max(
+                bar, _bar_of_query(groups, clusters, group, group_cost, count, is_split, room, first + j)
+            )
+
+
+@loop
+def _bar_of_query(
+    groups: Any,
+    clusters: Any,
+    group: Any,
+    group_cost: Any,
+    count: Any,
+    is_split: Any,
+    room: Any,
+    r: int,
+) -> Any:
     n_groups = len(groups)
     gain = np.empty(n_groups + len(clusters), clusters.dtype)
     cost = np.empty_like(gain)
     for g in range(n_groups):
-        gain[g], cost[g] = groups[g], group_cost[g]
+        gain[g], cost[g] = groups[g, r], group_cost[g]
     for k in range(len(clusters)):
-        gain[n_groups + k], cost[n_groups + k] = clusters[k], count[k] - apart[k]
-    return max(bar, number(first_that_does_not_fit(gain, cost, most + PART_OF_ENTRY)))
+        gain[n_groups + k], cost[n_groups + k] = clusters[k, r], count[k] - is_split[group[k], r]
+    return clusters.dtype.type(first_that_does_not_fit(gain, cost, room))
