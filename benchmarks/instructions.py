@@ -1,9 +1,9 @@
 """Instructions of small calls under valgrind, beside the reviewed ones: a guard that no noise sets off.
 
 The calls run in one process under ``valgrind --tool=callgrind``, on one thread, each after a call to warm
-up; two runs differ by less than one in a thousand. Counts are compared where Python, NumPy and valgrind are
-those of the reviewed file, and more than the tolerance over it is a failure. ``--accept`` writes that file
-anew. Where valgrind is missing this says so and does nothing.
+up; two runs differ by less than one in a thousand. Counts are compared where Python, NumPy, numba and
+valgrind are those of the reviewed file, and more than the tolerance over it is a failure. ``--accept``
+writes that file anew. Where valgrind is missing this says so and does nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,8 +42,13 @@ MARK = "getpgid"
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "SCATTERBRAIN_NUM_THREADS"), "1"
 )
-# The same hashes of strings, and the same kernels of OpenBLAS on any processor that has them.
-SAME = {"PYTHONHASHSEED": "0", "OPENBLAS_CORETYPE": "Haswell"}
+# The same hashes of strings, kernels of OpenBLAS and loops of numba, on any processor that has them.
+SAME = {
+    "PYTHONHASHSEED": "0",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+bmi,+bmi2,+popcnt,+sse4.2",
+}
 INSIDE = "--inside"
 
 
@@ -89,6 +96,7 @@ def versions() -> dict[str, str]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "numpy": np.__version__,
+        "numba": metadata.version("numba") if find_spec("numba") else "none",
         "valgrind": valgrind.stdout.strip(),
     }
 
@@ -97,9 +105,12 @@ def count() -> dict[str, int]:
     """Instructions of each call."""
     with TemporaryDirectory() as folder:
         out = Path(folder) / "counts"
+        environment = dict(os.environ) | ONE_THREAD | SAME
+        # Loops are compiled and kept before: under valgrind that would take many minutes.
+        subprocess.run([sys.executable, __file__, INSIDE], env=environment, check=True)
         command = ["valgrind", "--quiet", "--tool=callgrind", f"--dump-before={MARK}"]
         command += [f"--callgrind-out-file={out}", sys.executable, __file__, INSIDE]
-        subprocess.run(command, env=dict(os.environ) | ONE_THREAD | SAME, check=True)
+        subprocess.run(command, env=environment, check=True)
         # Parts are numbered from 1; the call's own stands between its two marks.
         return {name: total(Path(f"{out}.{2 * i}")) for i, name in enumerate(CALLS, start=1)}
 
