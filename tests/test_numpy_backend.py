@@ -326,6 +326,27 @@ def test_every_thread_holds_what_it_has_of_its_own(two_threads, monkeypatch):
     assert library.number == 4
 
 
+@pytest.mark.parametrize("interrupted", [1, 2])
+def test_an_interrupt_while_blas_is_set_leaves_it_to_be_given_back(monkeypatch, interrupted):
+    """Of the two times that a hold sets it."""
+    library, n_set = OfEachThread(), 0
+    hold = blas._Hold([library])
+
+    def set_number(number):
+        nonlocal n_set
+        n_set += 1
+        if n_set == interrupted:
+            raise KeyboardInterrupt
+        library.number = number
+
+    monkeypatch.setattr(library, "set_num_threads", set_number)
+    with pytest.raises(KeyboardInterrupt), hold:
+        pass
+    with hold:
+        assert library.number == 1
+    assert (hold.count, library.number) == (0, 4)
+
+
 def test_without_threadpoolctl_the_environment_says_what_blas_does(monkeypatch):
     monkeypatch.setattr(blas, "_holds", lambda: None)
     for name in blas.VARIABLES:

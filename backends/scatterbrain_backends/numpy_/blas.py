@@ -24,16 +24,25 @@ class _Hold:
 
     def __enter__(self) -> None:
         with self.lock:
+            if self.count == 0:
+                self._hold()
             self.count += 1
-            if self.count == 1:
-                self.before = [library.get_num_threads() for library in self.libraries]
-                _set(self.libraries, [1] * len(self.libraries))
 
     def __exit__(self, *error: object) -> None:
         with self.lock:
             self.count -= 1
             if self.count == 0:
                 _set(self.libraries, self.before)
+                self.before = []
+
+    def _hold(self) -> None:
+        # What is still here, an interrupt kept from being set again.
+        self.before = self.before or [library.get_num_threads() for library in self.libraries]
+        try:
+            _set(self.libraries, [1] * len(self.libraries))
+        except BaseException:
+            _set(self.libraries, self.before)
+            raise
 
 
 class _HoldOfThread(_Hold, local):

@@ -64,6 +64,7 @@ def logits(query: Any, axes: Any, mean: Any, variance: Any, count: Any) -> tuple
     least = MOST_SPREAD * float(np.finfo(query.dtype).smallest_normal)
     unit = np.maximum(variance.max(axis=-1), least).astype(query.dtype)
     in_units = variance / unit[..., None]
+    query = np.ascontiguousarray(query)  # in another layout equal vectors could be rounded otherwise
     along = query @ axes
     along *= along
     with np.errstate(divide="ignore"):

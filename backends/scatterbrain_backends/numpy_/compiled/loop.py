@@ -39,11 +39,14 @@ def loop(function: Callable[..., Any], *more: str) -> Any:
     return compiled
 
 
+_told: list[str] = []
+
+
 class _Kept(FunctionCache):  # type: ignore[misc]  # numba has no types
-    """numba's own, where a file that cannot be read or written costs no more than the time to compile."""
+    """numba's own, where a file that is cut short or cannot be written costs the time to compile alone."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """None too for what is damaged, which is then forgotten."""
+        """None too for what cannot be read, which is then forgotten."""
         try:
             return super().load_overload(sig, target_context)
         except Exception:  # of a damaged pickle any
@@ -54,7 +57,7 @@ class _Kept(FunctionCache):  # type: ignore[misc]  # numba has no types
         """Keep it, if it can be."""
         try:
             super().save_overload(sig, data)
-        except OSError as error:
+        except Exception as error:  # an index that is damaged still, too
             _tell_once(str(error))
 
     def _forget(self) -> None:
@@ -64,8 +67,10 @@ class _Kept(FunctionCache):  # type: ignore[misc]  # numba has no types
             _tell_once(str(error))
 
 
-@cache
 def _tell_once(reason: str) -> None:
+    if _told:
+        return
+    _told.append(reason)
     warnings.warn(
         f"compiled loops cannot be kept, every process compiles them again: {reason}; the environment "
         "variable NUMBA_CACHE_DIR names a folder for them",
