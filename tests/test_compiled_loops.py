@@ -229,8 +229,8 @@ def test_bars_of_counted_gains_are_those_of_sorted_ones(gains, limit, seed):
     cost = rng.integers(1, 5, len(gains)).astype(float)
     expected = curve_of(xp, gain[None, None], cost[None, None]).bar(xp, np.full((1, 1, 1), limit))
     one_group, nothing = np.zeros(len(gain), np.intp), np.zeros((0, 1))
-    columns = (gain[:, None], one_group, nothing[:, 0], cost, np.zeros((1, 1)))
-    got = selection.bar_at_mean(nothing, *columns, limit, False)
+    items = (nothing, gain[:, None], one_group, nothing[:, 0], cost, np.zeros((1, 1)))
+    got = selection.bar_at_mean(items, limit, False)
     assert got == expected[0, 0, 0]
 
 

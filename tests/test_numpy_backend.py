@@ -417,8 +417,11 @@ def test_scratch_memory_comes_again_once_no_array_is_on_it():
         del first
         other = scratch.empty((100,), np.float64)
         assert not np.shares_memory(part, other)
+        assert not scratch._blocks.free
         del part
+        assert len(scratch._blocks.free) == 1
         again = scratch.empty((250,), np.float32)
+        assert not scratch._blocks.free
         assert again.ctypes.data == address
         assert address % scratch.ALIGNMENT == 0
         assert (again.shape, again.dtype) == ((250,), np.float32)

@@ -69,14 +69,17 @@ def _of_head(
     groups, clusters = (scratch.empty((n, n_queries), logit.dtype) for n in (n_groups, len(logit)))
     gains(logit, spread, ref, near_weight, is_row, columns.within(most), groups, clusters)
     is_split, left = np.zeros_like(groups), np.full(n_queries, most, logit.dtype)
-    first = bar_at_mean(groups, clusters, group, group_cost, count, is_split, mean, is_given)
-    bar = number(bars[0] if is_given else first)
-    split(bar, groups, clusters, spread, group, group_cost, count, is_split, left)
-    no_groups, mean = groups[:0], mean - (most - float(left.mean()))
-    second = bar_at_mean(no_groups, clusters, group, group_cost[:0], count, is_split, mean, is_given)
-    bar = number(bars[1] if is_given else second)
+    items = (groups, clusters, group, group_cost, count, is_split)
+    first = bar_at_mean(items, mean, is_given)
+    split(number(bars[0] if is_given else first), items, spread, left)
+    # Which groups are split is settled.
+    items, mean = (
+        (groups[:0], clusters, group, group_cost[:0], count, is_split),
+        mean - (most - float(left.mean())),
+    )
+    second = bar_at_mean(items, mean, is_given)
     opened, apart = (scratch.empty(logit.shape, bool) for _ in range(2))
-    weigh(bar, logit, ref, clusters, group, group_cost[:0], count, is_split, left, opened)
+    weigh(number(bars[1] if is_given else second), logit, ref, items, left, opened)
     np.take(is_split.astype(bool), group, axis=0, out=apart, mode="clip")
     return opened, apart, clusters, (first, second)
 

@@ -29,8 +29,9 @@ def map_on_threads(
 ) -> list[R]:
     """`function` of every item, in order.
 
-    Matrix products use one thread each, however many items and threads there are and whoever else calls: none
-    of these changes a bit. An error, or an interrupt, ends the work of all threads before it is raised.
+    Where BLAS can be held, matrix products use one thread each, however many items and threads there are and
+    whoever else calls: none of these changes a bit. An error, or an interrupt, ends the work of all threads
+    before it is raised.
     """
     work, stop = list(items), _stopped.get()
     if stop is not None:

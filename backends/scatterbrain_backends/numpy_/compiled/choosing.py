@@ -52,67 +52,47 @@ def gains(
 
 
 @loop
-def split(
-    bar: Any,
-    groups: Any,
-    clusters: Any,
-    apart_gain: Any,
-    group: Any,
-    group_cost: Any,
-    count: Any,
-    is_split: Any,
-    left: Any,
-) -> None:
+def split(bar: Any, items: Any, apart_gain: Any, left: Any) -> None:
     """Mark the groups above the bar as split, and bring the gains of their clusters up to date.
 
     Parameters
     ----------
-    group_cost : ndarray, shape (G,)
-        0 for a group of one cluster, which is always split.
-    is_split : ndarray, shape (G, R)
-        Zeros, which become 1.0 where the clusters of a group are apart.
+    items : tuple of ndarray
+        As `compiled.selection` has them, written to: a group of one cluster costs 0 and is always split; what
+        is split is 0 before.
+    apart_gain : ndarray, shape (K, R)
     left : ndarray, shape (R,)
         What a query may spend at most, less what it spends here.
     """
+    groups, clusters, group, group_cost, count, is_split = items
     bars = np.empty(BLOCK, clusters.dtype)
     n_queries = clusters.shape[1]
     for first in range(0, n_queries, BLOCK):
         last = min(first + BLOCK, n_queries)
-        bars_of_queries(bar, groups, clusters, group, group_cost, count, is_split, left, first, last, bars)
+        bars_of_queries(bar, items, left, first, last, bars)
         _split(groups, bars, group_cost, is_split, left, first, last)
         _gains_apart(clusters, apart_gain, group, count, is_split, left, first, last)
 
 
 @loop
-def weigh(
-    bar: Any,
-    logit: Any,
-    ref: Any,
-    clusters: Any,
-    group: Any,
-    no_group: Any,
-    count: Any,
-    is_split: Any,
-    left: Any,
-    opened: Any,
-) -> None:
+def weigh(bar: Any, logit: Any, ref: Any, items: Any, left: Any, opened: Any) -> None:
     """Open the clusters above the bar, and weigh the others.
 
     Parameters
     ----------
-    clusters : ndarray, shape (K, R)
-        Gains, in whose place come the weights of clusters that are not opened, as exp(ref) * weight.
-    no_group : ndarray, shape (0,)
+    items : tuple of ndarray
+        Clusters alone; in the place of their gains come the weights of those that are not opened, as
+        exp(ref) * weight.
     opened : ndarray of bool, shape (K, R)
         Written to.
     """
+    _, clusters, group, _, count, is_split = items
     n_queries = clusters.shape[1]
     bars, n_groups = np.empty(BLOCK, clusters.dtype), len(is_split)
     of_group, keys = np.empty((n_groups, BLOCK), clusters.dtype), np.empty((n_groups, BLOCK), clusters.dtype)
-    no_groups = clusters[:0]
     for first in range(0, n_queries, BLOCK):
         last = min(first + BLOCK, n_queries)
-        bars_of_queries(bar, no_groups, clusters, group, no_group, count, is_split, left, first, last, bars)
+        bars_of_queries(bar, items, left, first, last, bars)
         for k in range(len(count)):
             gain, own = clusters[k, first:last], opened[k, first:last]
             for j in range(len(own)):

@@ -1,7 +1,9 @@
 """Items that gain most an entry, of the queries of a head: `routing.selection` in loops.
 
-Every query has items of two kinds, groups and then clusters, or of one with no rows of the other: arrays of
-shape (G, R) and (K, R). A cluster costs its keys, one less where its group is split already.
+Every query has items of two kinds, groups and then clusters, or of one with no rows of the other. A cluster
+costs its keys, one less where its group is split already. The items of all queries are a tuple of gains of
+groups (G, R) and of clusters (K, R), the group of each cluster, costs of groups (G,), keys of clusters (K,),
+and 1.0 where a group is split already, of all groups by queries.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ def digit(gain: Any) -> Any:
 
 
 @loop
-def sampled(groups: Any, clusters: Any, group: Any, group_cost: Any, count: Any, is_split: Any) -> Any:
+def sampled(items: Any) -> Any:
     """Gains and costs of the items of some queries that gain anything, and how many queries these are."""
+    groups, clusters, group, group_cost, count, is_split = items
     n_clusters, n_queries = clusters.shape
     stride = max(1, n_queries // SAMPLED_ROWS)
     n_sampled = (n_queries + stride - 1) // stride
@@ -90,19 +93,9 @@ def first_that_does_not_fit(gain: Any, cost: Any, room: float) -> float:
 
 
 @loop
-def spent_above(
-    bars: Any,
-    groups: Any,
-    clusters: Any,
-    group: Any,
-    group_cost: Any,
-    count: Any,
-    is_split: Any,
-    first: int,
-    last: int,
-    spent: Any,
-) -> None:
+def spent_above(bars: Any, items: Any, first: int, last: int, spent: Any) -> None:
     """What queries [first, last) each spend on all that gains more than their bar."""
+    groups, clusters, group, group_cost, count, is_split = items
     zero, n = clusters.dtype.type(0), last - first
     for j in range(n):
         spent[j] = zero
@@ -117,18 +110,10 @@ def spent_above(
 
 
 @loop
-def bar_at_mean(
-    groups: Any,
-    clusters: Any,
-    group: Any,
-    group_cost: Any,
-    count: Any,
-    is_split: Any,
-    mean: float,
-    is_given: bool,
-) -> float:
+def bar_at_mean(items: Any, mean: float, is_given: bool) -> float:
     """The bar at which queries spend the mean; where none is given, the least tried that holds for all."""
-    gain, cost, n_sampled = sampled(groups, clusters, group, group_cost, count, is_split)
+    groups, clusters = items[0], items[1]
+    gain, cost, n_sampled = sampled(items)
     digits = counted(gain, cost)
     n_queries = clusters.shape[1]
     limit, bar = mean, np.inf
@@ -141,7 +126,7 @@ def bar_at_mean(
         total = 0.0
         for first in range(0, n_queries, BLOCK):
             last = min(first + BLOCK, n_queries)
-            spent_above(bars, groups, clusters, group, group_cost, count, is_split, first, last, spent)
+            spent_above(bars, items, first, last, spent)
             for j in range(last - first):
                 total += spent[j]
         total /= n_queries
@@ -161,44 +146,22 @@ def _greatest(gain: Any) -> float:
 
 
 @loop
-def bars_of_queries(
-    bar: Any,
-    groups: Any,
-    clusters: Any,
-    group: Any,
-    group_cost: Any,
-    count: Any,
-    is_split: Any,
-    most: Any,
-    first: int,
-    last: int,
-    bars: Any,
-) -> None:
+def bars_of_queries(bar: Any, items: Any, most: Any, first: int, last: int, bars: Any) -> None:
     """The bar, or where a query would spend more than its most, the greatest gain that no longer fits."""
-    number = clusters.dtype.type
-    spent = np.empty(BLOCK, clusters.dtype)
+    number, spent = bars.dtype.type, np.empty_like(bars)
     for j in range(last - first):
         bars[j] = bar
-    spent_above(bars, groups, clusters, group, group_cost, count, is_split, first, last, spent)
+    spent_above(bars, items, first, last, spent)
     for j in range(last - first):
         room = most[first + j] + number(PART_OF_ENTRY)
         if not spent[j] <= room:
-            bars[j] = max(
-                bar, _bar_of_query(groups, clusters, group, group_cost, count, is_split, room, first + j)
-            )
+            bars[j] = max(bar, _bar_of_query(items, room, first + j))
 
 
 @loop
-def _bar_of_query(
-    groups: Any,
-    clusters: Any,
-    group: Any,
-    group_cost: Any,
-    count: Any,
-    is_split: Any,
-    room: Any,
-    r: int,
-) -> Any:
+def _bar_of_query(items: Any, room: Any, r: int) -> Any:
+    """The greatest gain of one query that no longer fits."""
+    groups, clusters, group, group_cost, count, is_split = items
     n_groups = len(groups)
     gain = np.empty(n_groups + len(clusters), clusters.dtype)
     cost = np.empty_like(gain)
