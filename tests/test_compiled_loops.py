@@ -346,6 +346,49 @@ def test_damaged_files_of_compiled_loops_are_made_again(tmp_path, monkeypatch, d
     assert sum(last.stats.cache_hits.values()) == 1
 
 
+FLIPPED = """
+import sys
+from pathlib import Path
+from types import FunctionType
+
+from scatterbrain_backends.numpy_.compiled.loop import loop
+
+
+def trebled(x):
+    return 3 * x
+
+
+def fresh():
+    return loop(FunctionType(trebled.__code__, globals(), "trebled"))
+
+
+def is_made_anew(place):
+    bits = bytearray(file.read_bytes())
+    bits[int(place * len(bits))] ^= 4
+    file.write_bytes(bits)
+    again, last = fresh(), fresh()
+    is_right = again(3.0) == last(3.0) == 9.0
+    counts = sum(again.stats.cache_misses.values()), sum(last.stats.cache_hits.values())
+    return is_right and counts == (1, 1) and file.read_bytes() != bits
+
+
+fresh()(3.0)
+(file,) = Path(sys.argv[1]).rglob(sys.argv[2])
+print([is_made_anew(place) for place in (0.0, 0.2, 0.4, 0.6, 0.8, 0.999)])
+"""
+
+
+@pytest.mark.parametrize("name", ["*.nbc", "*.nbi"])
+def test_one_flipped_bit_in_a_file_of_a_compiled_loop_has_it_made_again(tmp_path, monkeypatch, name):
+    """In a process of its own, which it could end."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kept"))
+    script = tmp_path / "flipped.py"
+    script.write_text(FLIPPED)
+    command = [sys.executable, str(script), str(tmp_path / "kept"), name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([True] * 6)
+
+
 @pytest.mark.parametrize(("place", "error"), [("__init__", RuntimeError), ("save_overload", OSError)])
 def test_loops_that_cannot_be_kept_are_compiled_and_this_is_told_once(monkeypatch, place, error):
     names = count()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from numba import njit
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 from scatterbrain_backends.numpy_ import visiting
 from scatterbrain_core.routing import selection, view
@@ -43,7 +45,16 @@ _told: list[str] = []
 
 
 class _Kept(FunctionCache):  # type: ignore[misc]  # numba has no types
-    """numba's own, where a file that is cut short or cannot be written costs the time to compile alone."""
+    """numba's own, where a file that is damaged or cannot be written costs the time to compile alone."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        locator = self._impl.locator
+        self._cache_file = _Checked(
+            cache_path=locator.get_cache_path(),
+            filename_base=self._impl.filename_base,
+            source_stamp=locator.get_source_stamp(),
+        )
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """None too for what cannot be read, which is then forgotten."""
@@ -65,6 +76,40 @@ class _Kept(FunctionCache):  # type: ignore[misc]  # numba has no types
             self.flush()
         except OSError as error:
             _tell_once(str(error))
+
+
+class _Checked(IndexDataCacheFile):  # type: ignore[misc]
+    """numba's index and data, each with a checksum behind it: code with one bit flipped may do anything."""
+
+    @contextmanager
+    def _open_for_write(self, filepath: str) -> Iterator[BytesIO]:
+        content = BytesIO()
+        yield content
+        with super()._open_for_write(filepath) as file:
+            file.write(content.getvalue() + _checksum(content.getvalue()))
+
+    def _load_index(self) -> Any:
+        _check(self._index_path)
+        return super()._load_index()
+
+    def _load_data(self, name: str) -> Any:
+        _check(self._data_path(name))
+        return super()._load_data(name)  # unpickling ends before the checksum
+
+
+def _check(path: str) -> None:
+    """Raise ValueError for a file that is not what was written; one that is not there is numba's to tell."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        return
+    size = len(_checksum(b""))
+    if data[-size:] != _checksum(data[:-size]):
+        raise ValueError(f"{path} is damaged")
+
+
+def _checksum(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 def _tell_once(reason: str) -> None:
