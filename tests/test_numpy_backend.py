@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import tracemalloc
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -345,6 +347,45 @@ def test_an_interrupt_while_blas_is_set_leaves_it_to_be_given_back(monkeypatch, 
     with hold:
         assert library.number == 1
     assert (hold.count, library.number) == (0, 4)
+
+
+def test_a_hold_within_a_hold_has_nothing_to_do(monkeypatch):
+    """And an interrupt ends both."""
+    library, asked = OfEachThread(), []
+    holds = blas._Holds(blas._Hold([library]), nullcontext())
+    monkeypatch.setattr(blas, "_holds", lambda: asked.append(None) or holds)
+
+    def interrupted():
+        with blas.one_blas_thread(), blas.one_blas_thread() as is_held, blas.one_blas_thread_here():
+            assert is_held
+            assert library.number == 1
+            raise KeyboardInterrupt
+
+    for n_asked in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        assert (library.number, len(asked)) == (4, n_asked)
+
+
+FUNCTIONS = {
+    ("openblas", "pthreads"): ("scipy_openblas_get_num_threads64_", "scipy_openblas_set_num_threads64_"),
+    ("blis", "pthreads"): ("bli_thread_get_num_threads", "bli_thread_set_num_threads"),
+}
+
+
+@pytest.mark.parametrize("functions", [*FUNCTIONS, None])
+def test_the_functions_of_a_blas_are_found_once(functions):
+    """And threadpoolctl's own where a library has none of these."""
+    api, layer = functions or ("openblas", "pthreads")
+    library, get_and_set = OfEachThread(), FUNCTIONS.get(functions, ())
+    library.internal_api, library.threading_layer = api, layer
+    library.check_symbols = ("bli_arch", "openblas_get_num_threads", *FUNCTIONS[api, layer])
+    own = OfEachThread()
+    values = (own.get_num_threads, own.set_num_threads)
+    library.dynlib = SimpleNamespace(bli_arch=None, **dict(zip(get_and_set, values, strict=False)))
+    with blas._Hold([blas._bound(library)]):
+        assert (own.number, library.number) == ((1, 4) if functions else (4, 1))
+    assert (own.number, library.number) == (4, 4)
 
 
 def test_without_threadpoolctl_the_environment_says_what_blas_does(monkeypatch):

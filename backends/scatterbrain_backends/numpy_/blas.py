@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import Lock, local
-from typing import Any
+from typing import Any, Protocol
 
 from scatterbrain_backends.numpy_.compiled import load_blas
 
@@ -15,10 +15,28 @@ from scatterbrain_backends.numpy_.compiled import load_blas
 VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 
+class _Library(Protocol):
+    """A BLAS, as threadpoolctl controls it."""
+
+    @property
+    def get_num_threads(self) -> Callable[[], int]: ...
+
+    @property
+    def set_num_threads(self) -> Callable[[int], object]: ...
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A library's own functions, found once: threadpoolctl looks for them and whose turn it is each time."""
+
+    get_num_threads: Callable[[], int]
+    set_num_threads: Callable[[int], object]
+
+
 class _Hold:
     """Libraries held to one thread: the first who wants it takes hold, the last lets go."""
 
-    def __init__(self, libraries: Sequence[Any]) -> None:
+    def __init__(self, libraries: Sequence[_Library]) -> None:
         self.libraries, self.lock, self.count = libraries, Lock(), 0
         self.before: list[int] = []
 
@@ -32,17 +50,22 @@ class _Hold:
         with self.lock:
             self.count -= 1
             if self.count == 0:
-                _set(self.libraries, self.before)
-                self.before = []
+                self._let_go()
 
     def _hold(self) -> None:
         # What is still here, an interrupt kept from being set again.
         self.before = self.before or [library.get_num_threads() for library in self.libraries]
         try:
-            _set(self.libraries, [1] * len(self.libraries))
+            for library in self.libraries:
+                library.set_num_threads(1)
         except BaseException:
-            _set(self.libraries, self.before)
+            self._let_go()
             raise
+
+    def _let_go(self) -> None:
+        for library, count in zip(self.libraries, self.before, strict=True):
+            library.set_num_threads(count)
+        self.before = []
 
 
 class _HoldOfThread(_Hold, local):
@@ -54,9 +77,16 @@ class _Holds:
     """Holds of the libraries whose threads a whole process shares, and of those with some for each of it."""
 
     of_process: _Hold
-    of_thread: _HoldOfThread
+    of_thread: AbstractContextManager[None]
 
 
+class _Here(local):
+    """Whether this thread is in a hold; what it does in there is held already."""
+
+    is_held = False
+
+
+_here = _Here()
 _found: list[_Holds | None] = []
 _finding = Lock()
 
@@ -64,18 +94,22 @@ _finding = Lock()
 @contextmanager
 def one_blas_thread() -> Iterator[bool]:
     """Hold BLAS to one thread; gives whether it is held."""
-    holds = _holds()
+    holds = None if _here.is_held else _holds()
     if holds is None:
-        yield any(os.environ.get(name) == "1" for name in VARIABLES)
+        yield _here.is_held or any(os.environ.get(name) == "1" for name in VARIABLES)
         return
     with holds.of_process, holds.of_thread:
-        yield True
+        try:
+            _here.is_held = True
+            yield True
+        finally:
+            _here.is_held = False
 
 
 @contextmanager
 def one_blas_thread_here() -> Iterator[None]:
     """Hold what this thread has of its own, in a call that holds the rest."""
-    holds = _holds()
+    holds = None if _here.is_held else _holds()
     if holds is None:
         yield
         return
@@ -85,10 +119,11 @@ def one_blas_thread_here() -> Iterator[None]:
 
 def _holds() -> _Holds | None:
     """Of the BLAS libraries of this process; None without threadpoolctl, the extra `threads`."""
-    with _finding:
-        if not _found:
-            _found.append(_find())
-        return _found[0]
+    if not _found:
+        with _finding:
+            if not _found:
+                _found.append(_find())
+    return _found[0]
 
 
 def _find() -> _Holds | None:
@@ -98,23 +133,27 @@ def _find() -> _Holds | None:
         return None
     load_blas()
     libraries = [x for x in ThreadpoolController().lib_controllers if x.user_api == "blas"]
-    # OpenMP has a number of threads for each thread that asks.
-    of_thread = [x.internal_api == "openblas" and x.threading_layer == "openmp" for x in libraries]
-    return _Holds(
-        _Hold([x for x, own in zip(libraries, of_thread, strict=True) if not own]),
-        _HoldOfThread([x for x, own in zip(libraries, of_thread, strict=True) if own]),
-    )
+    of_process, of_thread = ([_bound(x) for x in libraries if _is_of_thread(x) == own] for own in (0, 1))
+    return _Holds(_Hold(of_process), _HoldOfThread(of_thread) if of_thread else nullcontext())
 
 
-def _set(libraries: Sequence[Any], counts: Sequence[int]) -> None:
-    for library, count in zip(libraries, counts, strict=True):
-        _release(library)
-        library.set_num_threads(count)
-        _release(library)
+def _is_of_thread(library: Any) -> bool:
+    """Whether it has a number of threads for each thread that asks, as OpenMP does."""
+    return library.internal_api == "openblas" and library.threading_layer == "openmp"
 
 
-def _release(library: Any) -> None:
-    """Let any thread set it: threadpoolctl 3.8 heeds one thread alone, without a word to the others."""
-    release = getattr(library, "clear_controlling_thread", None)
-    if release is not None:
-        release(force=True)
+def _bound(library: Any) -> _Library:
+    """With functions of its own; OpenMP's are left to threadpoolctl."""
+    if _is_of_thread(library):
+        return library
+    try:
+        return _Bound(*(getattr(library.dynlib, name) for name in _names(library)))
+    except AttributeError:  # there is none of these
+        return library
+
+
+def _names(library: Any) -> tuple[str, str]:
+    """Of the functions that get and set the number of threads."""
+    known = (x for x in library.check_symbols if "get_num_threads" in x and hasattr(library.dynlib, x))
+    get = next(known, "")
+    return get, get.replace("get", "set")
