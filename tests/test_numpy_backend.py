@@ -369,14 +369,16 @@ def test_a_hold_within_a_hold_has_nothing_to_do(monkeypatch):
 
 FUNCTIONS = {
     ("openblas", "pthreads"): ("scipy_openblas_get_num_threads64_", "scipy_openblas_set_num_threads64_"),
+    ("openblas", "openmp"): ("omp_get_max_threads", "omp_set_num_threads"),
+    ("mkl", "intel"): ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads_Local"),
     ("blis", "pthreads"): ("bli_thread_get_num_threads", "bli_thread_set_num_threads"),
 }
 
 
 @pytest.mark.parametrize("functions", [*FUNCTIONS, None])
-def test_the_functions_of_a_blas_are_found_once(functions):
+def test_the_functions_of_a_blas_are_those_of_its_threads_whichever_threadpoolctl(functions):
     """And threadpoolctl's own where a library has none of these."""
-    api, layer = functions or ("openblas", "pthreads")
+    api, layer = functions or ("openblas", "openmp")
     library, get_and_set = OfEachThread(), FUNCTIONS.get(functions, ())
     library.internal_api, library.threading_layer = api, layer
     library.check_symbols = ("bli_arch", "openblas_get_num_threads", *FUNCTIONS[api, layer])
@@ -386,6 +388,7 @@ def test_the_functions_of_a_blas_are_found_once(functions):
     with blas._Hold([blas._bound(library)]):
         assert (own.number, library.number) == ((1, 4) if functions else (4, 1))
     assert (own.number, library.number) == (4, 4)
+    assert blas._is_of_thread(library) == (layer in ("openmp", "intel"))
 
 
 def test_without_threadpoolctl_the_environment_says_what_blas_does(monkeypatch):

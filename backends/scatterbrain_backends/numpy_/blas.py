@@ -139,13 +139,12 @@ def _find() -> _Holds | None:
 
 def _is_of_thread(library: Any) -> bool:
     """Whether it has a number of threads for each thread that asks, as OpenMP does."""
-    return library.internal_api == "openblas" and library.threading_layer == "openmp"
+    is_openmp = library.internal_api == "openblas" and library.threading_layer == "openmp"
+    return is_openmp or library.internal_api == "mkl"
 
 
 def _bound(library: Any) -> _Library:
-    """With functions of its own; OpenMP's are left to threadpoolctl."""
-    if _is_of_thread(library):
-        return library
+    """With functions that any threadpoolctl means: before 3.7 it sets OpenMP and MKL for all threads."""
     try:
         return _Bound(*(getattr(library.dynlib, name) for name in _names(library)))
     except AttributeError:  # there is none of these
@@ -154,6 +153,10 @@ def _bound(library: Any) -> _Library:
 
 def _names(library: Any) -> tuple[str, str]:
     """Of the functions that get and set the number of threads."""
+    if library.internal_api == "mkl":
+        return "MKL_Get_Max_Threads", "MKL_Set_Num_Threads_Local"
+    if _is_of_thread(library):
+        return "omp_get_max_threads", "omp_set_num_threads"
     known = (x for x in library.check_symbols if "get_num_threads" in x and hasattr(library.dynlib, x))
     get = next(known, "")
     return get, get.replace("get", "set")
