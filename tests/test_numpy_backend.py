@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import tracemalloc
-from contextlib import nullcontext
+import warnings
+from contextlib import ExitStack, nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -298,6 +301,66 @@ def test_blas_is_held_whichever_thread_takes_hold_and_which_lets_go(two_threads)
                 thread.join()
             assert inside == [[1] * len(before)] * 2
             assert blas_threads() == before
+
+
+def passes_in_a_child(check):
+    """Whether a check is true in a process forked here, which is ended where it waits for ever."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there are threads
+        child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            os._exit(0 if check() else 1)
+        finally:
+            os._exit(2)
+    return os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no os.fork here")
+def test_a_child_forked_while_another_thread_holds_blas_has_all_threads_and_locks(two_threads):
+    controllers = pytest.importorskip("threadpoolctl")
+    begun, ending = threading.Event(), threading.Event()
+
+    def work(_):
+        begun.set()
+        ending.wait(timeout=60)
+
+    def is_as_before():
+        inside = threads.map_on_threads(lambda _: blas_threads(), range(2))
+        return inside == [[1] * len(before)] * 2 and blas_threads() == before
+
+    with controllers.threadpool_limits(2, "blas"):
+        before = blas_threads()
+        caller = threading.Thread(target=threads.map_on_threads, args=(work, [0]))
+        caller.start()
+        try:
+            assert begun.wait(timeout=60)
+            assert passes_in_a_child(lambda: blas_threads() == before and is_as_before())
+            with blas._finding, blas._holds().of_process.lock:  # as where it is being set
+                assert passes_in_a_child(is_as_before)
+        finally:
+            ending.set()
+            caller.join()
+        assert is_as_before()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no os.fork here")
+def test_a_child_forked_in_a_hold_lets_go_of_its_own(two_threads):
+    controllers = pytest.importorskip("threadpoolctl")
+
+    def is_held_until_its_end():
+        inside = blas_threads()
+        hold.close()
+        return inside == [1] * len(before) and blas_threads() == before
+
+    with controllers.threadpool_limits(2, "blas"):
+        before = blas_threads()
+        with ExitStack() as hold:
+            hold.enter_context(blas.one_blas_thread())
+            assert passes_in_a_child(is_held_until_its_end)
+            assert blas_threads() == [1] * len(before)
+        assert blas_threads() == before
 
 
 class OfEachThread(threading.local):

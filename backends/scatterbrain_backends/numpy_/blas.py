@@ -52,6 +52,12 @@ class _Hold:
             if self.count == 0:
                 self._let_go()
 
+    def after_fork(self, count: int) -> None:
+        """Begin anew in a child, which has none of its parent's other threads and `count` holds."""
+        self.lock, self.count = Lock(), count
+        if count == 0 and self.before:
+            self._let_go()
+
     def _hold(self) -> None:
         # What is still here, an interrupt kept from being set again.
         self.before = self.before or [library.get_num_threads() for library in self.libraries]
@@ -115,6 +121,18 @@ def one_blas_thread_here() -> Iterator[None]:
         return
     with holds.of_thread:
         yield
+
+
+def _after_fork() -> None:
+    global _finding
+    _finding = Lock()
+    for holds in _found:
+        if holds is not None:
+            holds.of_process.after_fork(int(_here.is_held))
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _holds() -> _Holds | None:
