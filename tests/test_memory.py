@@ -10,7 +10,7 @@ import pytest
 from problems import draw_problem
 
 import scatterbrain_core as sb
-from scatterbrain_backends.numpy_ import NumpyBackend, runs
+from scatterbrain_backends.numpy_ import NumpyBackend, runs, scratch
 
 PARTS = {
     "one table": sb.Scatterbrain(sb.PositiveFeatures(32), sb.RandomHyperplanes(max_bucket=64)),
@@ -84,6 +84,17 @@ def test_what_grows_is_counted(rng, is_causal, two_threads, name):
     least = least_memory(*arrays, **arguments)
     for limit in (least, 2 * least):
         assert peak_of(*arrays, max_memory=limit, **arguments)[1] <= limit
+
+
+def test_memory_that_is_kept_for_reuse_is_hardly_more(rng, is_causal, one_thread, monkeypatch):
+    """Causal chunks of queries need more and more."""
+    pytest.importorskip("numba")
+    arrays = [0.5 * x for x in draw_problem(rng, 4096, 4096, dim=64, lead=(1,), columns=64, dtype="float32")]
+    arguments = {"budget": 192 / 4096, "is_causal": is_causal}
+    sb.attention(*arrays, **arguments)
+    peak = peak_of(*arrays, **arguments)[1]
+    monkeypatch.setattr(scratch, "empty", np.empty)
+    assert peak <= 1.1 * peak_of(*arrays, **arguments)[1]
 
 
 @pytest.mark.parametrize("masked", [False, True])

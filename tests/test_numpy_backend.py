@@ -535,3 +535,12 @@ def test_scratch_memory_comes_again_once_no_array_is_on_it():
         assert scratch.empty((0, 3), bool).shape == (0, 3)
     del again
     assert scratch.empty((3, 100), np.float32).base is None  # nothing is kept out there
+
+
+def test_scratch_memory_that_is_too_small_is_given_up():
+    with scratch.kept():
+        for n in (100, 200, 300):
+            arrays = [scratch.empty((n,), np.float64) for _ in range(2)]
+            assert not scratch._blocks.free
+            del arrays
+        assert [len(block) for block in scratch._blocks.free] == [2400, 2400]

@@ -20,7 +20,12 @@ class _Blocks(local):
 
 
 class _Lease:
-    """A block while arrays on it live."""
+    """A block while arrays on it live.
+
+    The lease owns the block. When the last of these arrays ends, in whichever thread, the block goes to the
+    list that it came from: an append is one step, and the thread of that list alone takes from it. Once
+    `kept` is over there, leases alone hold the list, and it ends with the last of them, as its blocks do.
+    """
 
     def __init__(self, block: Any, owner: list[Any]) -> None:
         self.block, self.owner = block, owner
@@ -49,6 +54,8 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Any:
     if free is None:
         return np.empty(shape, dtype)
     fits = [i for i, block in enumerate(free) if len(block) >= n_bytes]
+    if not fits:
+        free.clear()  # too small, all of them: where arrays grow, as causal ones do, they would pile up
     block = free.pop(min(fits, key=lambda i: len(free[i]))) if fits else _aligned(n_bytes)
     return np.asarray(_Lease(block, free))[:n_bytes].view(dtype).reshape(shape)
 
