@@ -7,6 +7,7 @@ import signal
 import threading
 import tracemalloc
 import warnings
+import weakref
 from contextlib import ExitStack, nullcontext
 from types import SimpleNamespace
 
@@ -544,3 +545,41 @@ def test_scratch_memory_that_is_too_small_is_given_up():
             assert not scratch._blocks.free
             del arrays
         assert [len(block) for block in scratch._blocks.free] == [2400, 2400]
+
+
+def test_workers_keep_memory_for_their_own_next_item_until_the_call_ends(two_threads, monkeypatch):
+    both, blocks, aligned = threading.Barrier(2), [], scratch._aligned
+
+    def spy(n_bytes):
+        block = aligned(n_bytes)
+        blocks.append(weakref.ref(block))
+        return block
+
+    def work(_):
+        array = scratch.empty((1000,), np.float64)
+        both.wait(timeout=60)  # a thread has one of every two items
+        return threading.current_thread().name, array.ctypes.data
+
+    monkeypatch.setattr(scratch, "_aligned", spy)
+    places = threads.map_on_threads(work, range(4))
+    assert len({name for name, _ in places}) == len({address for _, address in places}) == 2
+    assert len(set(places)) == len(blocks) == 2
+    assert [block() for block in blocks] == [None, None]
+    assert scratch._blocks.free is None
+
+
+def test_scratch_memory_goes_back_to_its_call_from_any_thread():
+    """And with the call, if that is over."""
+    with scratch.kept():
+        array = [scratch.empty((1000,), np.float64)]
+        block = weakref.ref(array[0].base.base.block)
+        ending = threading.Thread(target=array.clear)
+        ending.start()
+        ending.join()
+        assert [x is block() for x in scratch._blocks.free] == [True]
+        late = [scratch.empty((900,), np.float64)]
+        assert not scratch._blocks.free
+    ending = threading.Thread(target=late.clear)
+    ending.start()
+    ending.join()
+    assert block() is None
