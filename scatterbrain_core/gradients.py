@@ -42,7 +42,9 @@ def attention_vjp(
 
     The arguments and errors are those of `attention`. It needs no autograd: NumPy, CuPy and other arrays
     have gradients by it too. The support is a constant, as the signs of the hashes have no derivative; the
-    gradient is that of the estimate, given the draws of the call.
+    gradient is that of the estimate, given the draws of the call. Where a query gains equally, to rounding,
+    by two clusters of `auto`, a compiled or GPU call, as that of `output`, may make another choice than the
+    one that is differentiated.
 
     Returns
     -------
