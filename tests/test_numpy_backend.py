@@ -410,7 +410,16 @@ def test_an_interrupt_while_blas_is_set_leaves_it_to_be_given_back(monkeypatch, 
         pass
     with hold:
         assert library.number == 1
-    assert (hold.count, library.number) == (0, 4)
+    assert (hold.holders, library.number) == (set(), 4)
+
+
+def test_a_hold_that_an_interrupt_kept_from_its_end_ends_with_the_next_of_its_thread():
+    library = OfEachThread()
+    hold = blas._Hold([library])
+    hold.__enter__()  # and no more
+    with hold:
+        assert library.number == 1
+    assert library.number == 4
 
 
 def test_a_hold_within_a_hold_has_nothing_to_do(monkeypatch):

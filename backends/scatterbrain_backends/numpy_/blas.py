@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from threading import Lock, local
+from threading import Lock, get_ident, local
 from typing import Any, Protocol
 
 from scatterbrain_backends.numpy_.compiled import load_blas
@@ -34,28 +34,32 @@ class _Bound:
 
 
 class _Hold:
-    """Libraries held to one thread: the first who wants it takes hold, the last lets go."""
+    """Libraries held to one thread: the first who wants it takes hold, the last lets go.
+
+    Who holds is known by its thread: what an interrupt kept it from letting go, its next hold lets go.
+    """
 
     def __init__(self, libraries: Sequence[_Library]) -> None:
-        self.libraries, self.lock, self.count = libraries, Lock(), 0
+        self.libraries, self.lock = libraries, Lock()
+        self.holders: set[int] = set()
         self.before: list[int] = []
 
     def __enter__(self) -> None:
         with self.lock:
-            if self.count == 0:
+            if not self.holders:
                 self._hold()
-            self.count += 1
+            self.holders.add(get_ident())
 
     def __exit__(self, *error: object) -> None:
         with self.lock:
-            self.count -= 1
-            if self.count == 0:
+            self.holders.discard(get_ident())
+            if not self.holders:
                 self._let_go()
 
-    def after_fork(self, count: int) -> None:
-        """Begin anew in a child, which has none of its parent's other threads and `count` holds."""
-        self.lock, self.count = Lock(), count
-        if count == 0 and self.before:
+    def after_fork(self, is_held: bool) -> None:
+        """Begin anew in a child, which has none of its parent's other threads, and a hold or none."""
+        self.lock, self.holders = Lock(), {get_ident()} if is_held else set()
+        if not is_held and self.before:
             self._let_go()
 
     def _hold(self) -> None:
@@ -128,7 +132,7 @@ def _after_fork() -> None:
     _finding = Lock()
     for holds in _found:
         if holds is not None:
-            holds.of_process.after_fork(int(_here.is_held))
+            holds.of_process.after_fork(_here.is_held)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
