@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from scatterbrain_core.method import Scatterbrain
     from scatterbrain_core.normalization import Partial
     from scatterbrain_core.problem import Problem
+    from scatterbrain_core.routing.layout import Layout
+    from scatterbrain_core.routing.query_tiles import QueryTiles
     from scatterbrain_core.routing.spending import Allowance
     from scatterbrain_core.routing.view import Choice, View
     from scatterbrain_core.routing.visits import Keys, Opened
@@ -337,6 +339,29 @@ class Backend:
             Gives the result by array-API code.
         """
         return generic()
+
+    def solve_tiles(
+        self,
+        tiles: QueryTiles,  # noqa: ARG002
+        layout: Layout,  # noqa: ARG002
+        keys: Keys,  # noqa: ARG002
+        query: Array,  # noqa: ARG002
+        near: Partial,  # noqa: ARG002
+    ) -> Partial | None:
+        """Partial result of queries with all that their tiles look at and open: `routing.solve` at once.
+
+        Parameters
+        ----------
+        query : array, shape (H, Lq, D)
+        near : Partial
+            `ref` of shape (H, Lq), on other keys; a temporary that may be overwritten.
+
+        Returns
+        -------
+        Partial or None
+            None leaves it to array-API code.
+        """
+        return None
 
     def with_opened(
         self,

@@ -8,6 +8,8 @@ from scatterbrain_core.norms import norms
 from scatterbrain_core.tiles import integers
 
 ITERATIONS = 6
+# In units of rounding: how near scores of two centres are equal.
+SLACK = 4
 
 
 def kmeans(backend: Backend, x: Array, weight: Array, metric: Array, n_clusters: int) -> Array:
@@ -60,7 +62,7 @@ def slack_of(xp: Namespace, in_metric: Array) -> Array:
 
     Equal keys start equal centres, which libraries tell apart by rounding: of equal ones the first is taken.
     """
-    return 4 * float(xp.finfo(in_metric.dtype).eps) * norms(xp, in_metric)
+    return SLACK * float(xp.finfo(in_metric.dtype).eps) * norms(xp, in_metric)
 
 
 def _nearest(xp: Namespace, in_metric: Array, centre: Array, metric: Array, slack: Array) -> Array:

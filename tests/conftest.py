@@ -20,6 +20,7 @@ from oracle import METHODS, is_call
 
 import scatterbrain_core as sb
 from scatterbrain_core.presets import PRESETS
+from scatterbrain_core.routing import layout as layouts
 
 ON_CPU = ["numpy", "array_api_strict", "torch"]
 
@@ -121,6 +122,12 @@ def is_causal(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20211029)
+
+
+@pytest.fixture
+def few_looked(monkeypatch):
+    """Tiles look at about as many clusters as a query has entries, and see many groups as one."""
+    monkeypatch.setattr(layouts, "LEAST_LOOKED", 1)
 
 
 @pytest.fixture

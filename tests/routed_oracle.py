@@ -1,4 +1,4 @@
-"""Routed clusters by their description: float64 NumPy, a head, a chunk and a query at a time.
+"""Routed clusters by their description: float64 NumPy, a head, a chunk or a tile, and a query at a time.
 
 Only the numbers that shape the algorithm are taken from the library, and the `Layout` of a call, which has
 tests of its own.
@@ -16,8 +16,10 @@ import scatterbrain_core as sb
 from scatterbrain_core import kmeans
 from scatterbrain_core.planning import plan
 from scatterbrain_core.problem import make_problem
-from scatterbrain_core.routing import nodes, selection, spending, view
-from scatterbrain_core.routing.layout import lay_out
+from scatterbrain_core.routing import nodes, query_tiles, selection, spending, view
+from scatterbrain_core.routing.layout import TILE, lay_out
+
+TIED = 1 + selection.TIES * np.finfo(np.float64).eps
 
 
 def layout_of(n_queries, n_keys, dim, part, budget, is_causal):
@@ -49,6 +51,27 @@ class Cluster:
 
 
 @dataclass
+class Whole:
+    """A group that a tile sees as one cluster: its logit has `more` added, which the tile's mean query tells.
+
+    `parts` has its clusters, each with the logarithm of its part of the weight.
+    """
+
+    as_one: Cluster
+    more: float = 0.0
+    parts: list = field(default_factory=list)
+
+
+@dataclass
+class Tile:
+    """Queries that look at the same clusters, and see each of the other groups as one."""
+
+    queries: list
+    clusters: list = field(default_factory=list)
+    wholes: list = field(default_factory=list)
+
+
+@dataclass
 class Head:
     """One head: what it is given, and what comes of it."""
 
@@ -59,6 +82,7 @@ class Head:
     layout: object
     is_causal: bool
     blocks: dict = field(default_factory=dict)
+    tiles: list = field(default_factory=list)
     opened: dict = field(default_factory=dict)
     split: dict = field(default_factory=dict)
 
@@ -85,7 +109,8 @@ def routed(
     key_mask, row_mask : array of bool, shape (..., Lk) and (..., Lq)
     like : callable, optional
         From a head's number to what it is to have in place of its own: `labels` and `axes` by block,
-        `groups` by cluster, and choice(i), the clusters that query i opened and those it sees apart.
+        `groups` by cluster, choice(i), the clusters that query i opened and those it sees apart, and where
+        not causal `tiles`, the queries of each, and looked(number), the groups whose clusters one looks at.
     """
     query, key, value = (np.asarray(x, dtype=np.float64) for x in (query, key, value))
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -101,7 +126,6 @@ def routed(
         _solve(solved, like and like(number))
         for i in np.flatnonzero(is_row):
             logs[head][i], pairs[head][i] = _row(solved, i)
-        for i in range(n_queries):
             rank[head][i] = _rank(solved, i)
         heads.append(solved)
     lse = logsumexp(logs, axis=-1)
@@ -120,6 +144,8 @@ def _solve(head, like):
     for level, start in sorted({block for i in range(len(head.query)) for block in _seen(head, i)}):
         head.blocks[level, start] = _clusters(head, level, start, like)
     _group(head, like)
+    if not head.is_causal:
+        _tile(head, like)
     _choose(head, like)
 
 
@@ -208,8 +234,120 @@ def _group(head, like):
                 by_place[place].group = (family[0] if head.is_causal else (), int(label))
 
 
+def _tile(head, like):
+    """Tiles of queries with their two largest groups in common, and what each looks at."""
+    groups = _groups(cluster for block in head.blocks.values() for cluster in block)
+    overview = [_as_one(group, members) for group, members in sorted(groups.items())]
+    order = sorted(range(len(head.query)), key=lambda i: _place(head, i, overview))
+    tiles = like.tiles if like else [order[t : t + TILE] for t in range(0, len(order), TILE)]
+    for number, queries in enumerate(tiles):
+        rows = [head.query[i] for i in queries if head.is_row[i]]
+        wholes = _wholes(rows, overview, groups)
+        looked = like.looked(number) if like else _looked(rows, wholes, head.layout.looked)
+        tile = Tile(queries)
+        for whole in wholes:
+            if whole.as_one.group in looked:
+                tile.clusters += [cluster for cluster, _ in whole.parts]
+            else:
+                tile.wholes.append(whole)
+        head.tiles.append(tile)
+
+
+def _groups(clusters):
+    """Clusters by their group."""
+    groups = {}
+    for cluster in clusters:
+        groups.setdefault(cluster.group, []).append(cluster)
+    return groups
+
+
+def _as_one(group, members):
+    """The keys of a group as one cluster, with the variance within its clusters and between them."""
+    keys = np.concatenate([c.keys for c in members])
+    mean = sum(c.n * c.mean for c in members) / len(keys)
+    spreads = [c.n * (c.variance + ((c.mean - mean) @ c.axes) ** 2) for c in members]
+    return Cluster(group, keys, mean, sum(spreads) / len(keys), members[0].axes, group)
+
+
+def _place(head, i, overview):
+    """What queries are sorted by: their two groups of most weight; what is no row comes last."""
+    if not head.is_row[i]:
+        return (1,)
+    logits = {c.group: head.query[i] @ c.mean + math.log(c.n) for c in overview}
+    return (0, *sorted(logits, key=lambda group: (-logits[group], group))[:2])
+
+
+def _wholes(rows, overview, groups):
+    """Groups as one cluster each, as the mean of some queries has the sums over their clusters."""
+    if not overview:
+        return []
+    centre = np.mean(rows, axis=0) if rows else np.zeros_like(overview[0].mean)
+    logits = {group: np.array([_logit(centre, c) for c in members]) for group, members in groups.items()}
+    top, wholes = max(x.max() for x in logits.values()), []
+    for cluster in overview:
+        members, own = groups[cluster.group], logits[cluster.group]
+        total = logsumexp(own)
+        if math.exp(total - top) > query_tiles.LEAST_WEIGHT:
+            wholes.append(Whole(cluster, total - _logit(centre, cluster), _with(members, own - total)))
+        else:
+            parts = [math.log(c.n / cluster.n) for c in members]
+            wholes.append(Whole(cluster, 0.0, _with(members, parts)))
+    return wholes
+
+
+def _with(members, parts):
+    return list(zip(members, parts, strict=True))
+
+
+def _looked(rows, wholes, most):
+    """Groups that some queries look at the clusters of: those that leave most error as one cluster each."""
+    scores = np.zeros(len(wholes))
+    for query in rows if wholes else ():
+        errors = np.array(_errors(query, wholes))
+        if errors.sum() > 0:
+            scores += errors / errors.sum()
+    looked, n_clusters = set(), 0
+    for number in np.argsort(-scores, kind="stable"):
+        if n_clusters < most:
+            looked.add(wholes[number].as_one.group)
+        n_clusters += len(wholes[number].parts)
+    return looked
+
+
+def _floored(log_share):
+    """A share; one that is too small by its logarithm, and not by itself."""
+    below = math.log(view.LEAST_SHARE) - log_share
+    return view.LEAST_SHARE / (1 + below) if below > 0 else math.exp(log_share)
+
+
+def _errors(query, wholes):
+    """What error each group leaves as one cluster."""
+    logits = [_logit_of_whole(query, whole) for whole in wholes]
+    top = max(logits)
+    spreads = [_spread(query, whole.as_one) for whole in wholes]
+    return [
+        _floored(logit - top) ** 2 * (math.expm1(spread) + 1e-9) * whole.as_one.width
+        for logit, spread, whole in zip(logits, spreads, wholes, strict=True)
+    ]
+
+
+def _logit_of_whole(query, whole):
+    return _logit(query, whole.as_one) + whole.more
+
+
+def _tile_of(head, i):
+    return next(tile for tile in head.tiles if i in tile.queries)
+
+
+def _as_wholes(head, i):
+    """Groups that query i sees as one cluster whatever it chooses."""
+    return [] if head.is_causal else _tile_of(head, i).wholes
+
+
 def _columns(head, i):
-    """Clusters that query i sees."""
+    """Clusters that query i may open."""
+    if not head.is_causal:
+        return _tile_of(head, i).clusters
     return [cluster for block in _seen(head, i) for cluster in head.blocks[block]]
 
 
@@ -244,7 +382,8 @@ def _items(head, i):
     if not clusters:
         return {}, {}, {}
     logits = np.array([_logit(query, c) for c in clusters])
-    all_logits = np.concatenate([logits, query @ head.key[_near(head, i)].T])
+    others = [_logit_of_whole(query, whole) for whole in _as_wholes(head, i)]
+    all_logits = np.concatenate([logits, others, query @ head.key[_near(head, i)].T])
     share = np.exp(logits - logsumexp(all_logits)) * head.is_row[i]
     groups, within, between = {}, {}, {}
     for number, cluster in enumerate(clusters):
@@ -274,7 +413,7 @@ def _bar(items, limit):
 
 
 def _best(items_of_row, mean, most, bar):
-    """What each row takes, and the bar at which a sample of the rows spends the mean.
+    """What each row takes, and the bar at which the rows spend the mean, or a sample where a bar is given.
 
     `items_of_row` has a dict {what: (gain, cost)} for each row, `most` a limit.
     """
@@ -282,65 +421,73 @@ def _best(items_of_row, mean, most, bar):
         {what: (gain if cost <= limit else 0.0, cost) for what, (gain, cost) in items.items()}
         for items, limit in zip(items_of_row, most, strict=True)
     ]
-    sample = affordable[:: max(1, len(affordable) // selection.SAMPLED_ROWS)]
-    all_of_sample = [item for items in sample for item in items.values()]
-    at_mean = _bar(all_of_sample, mean * len(sample))
-    if bar is None and len(sample) < len(affordable):
-        at_mean = _corrected(affordable, sample, all_of_sample, mean)
+    step = 1 if bar is None else max(1, len(affordable) // selection.SAMPLED_ROWS)
+    sample = affordable[::step]
+    at_mean = _bar([item for items in sample for item in items.values()], mean * len(sample))
     bar = at_mean if bar is None else bar
     taken = []
     for items, limit in zip(affordable, most, strict=True):
         own = max(bar, _bar(items.values(), limit))
-        taken.append({what for what, (gain, _) in items.items() if gain > own})
+        taken.append({what for what, (gain, _) in items.items() if gain > own * TIED})
     return taken, at_mean
 
 
-def _corrected(affordable, sample, all_of_sample, mean):
-    """The least bar of the sample, of three tried, at which all rows spend the mean."""
-    limit, bar = mean, max(gain for items in affordable for gain, _ in items.values())
-    for _ in range(selection.CORRECTIONS):
-        tried = _bar(all_of_sample, limit * len(sample))
-        costs = [cost for items in affordable for gain, cost in items.values() if gain > tried]
-        spent = sum(costs) / len(affordable)
-        if spent <= selection.ROOM * mean:
-            bar = min(bar, tried)
-        limit *= mean / (spent or 1.0)
-    return bar
-
-
 def _choose(head, like):
+    if like:
+        for i in range(len(head.query)):
+            head.opened[i], head.split[i] = like.choice(i)
+    elif head.is_causal:
+        _choose_by_chunk(head)
+    else:
+        for tile in head.tiles:
+            _choose_of_tile(head, tile)
+
+
+def _choose_by_chunk(head):
+    """Where causal: a chunk has the bars of the chunk before it, and makes up for what that saved."""
     layout, n_queries = head.layout, len(head.query)
     saved, bars = 0.0, None
     for start in range(0, n_queries, layout.chunk):
         rows = range(start, min(start + layout.chunk, n_queries))
         if not _seen(head, start + layout.chunk - 1):
-            continue
-        if like:
             for i in rows:
-                head.opened[i], head.split[i] = like.choice(i)
+                head.opened[i], head.split[i] = set(), set()
             continue
-        found = [_items(head, i) for i in rows]
-        mean, most = _allowance(head, saved, bars)
-        first, second = (None, None) if not head.is_causal else bars or (0.0, 0.0)
-        taken, first = _best([_splits(*f) for f in found], mean, [most] * len(rows), first)
-        # A group of one cluster is split as it is.
-        split = [
-            {group for group, members in of_group.items() if group in chosen or len(members) == 1}
-            for (of_group, _, _), chosen in zip(found, taken, strict=True)
-        ]
-        spent = [
-            sum(len(of_group[group]) - 1 for group in groups)
-            for (of_group, _, _), groups in zip(found, split, strict=True)
-        ]
-        opens = [_opens(*f, groups) for f, groups in zip(found, split, strict=True)]
-        # Behind the last query stand those that fill its chunk, and nothing comes after it.
-        mean = mean - sum(spent) / len(rows)
-        opened, second = _best(opens, mean, [most - s for s in spent], second)
-        bars = (first, second)
-        for i, (of_group, _, _), groups, places in zip(rows, found, split, opened, strict=True):
-            head.split[i] = {c.place for group in groups for c in of_group[group]}
-            head.opened[i] = places
-            saved += _left_over(head, i)
+        bars = _spend(head, rows, *_allowance(head, saved, bars), bars or (0.0, 0.0))
+        saved += sum(_left_over(head, i) for i in rows)
+
+
+def _choose_of_tile(head, tile):
+    """A tile spends by itself what its rows may; those that are none open and split nothing."""
+    mean, rows = float(head.layout.refined), [i for i in tile.queries if head.is_row[i]]
+    singles = {c.place for members in _groups(tile.clusters).values() if len(members) == 1 for c in members}
+    for i in tile.queries:
+        head.opened[i], head.split[i] = set(), singles
+    if rows:
+        _spend(head, rows, mean, spending.MOST * mean, (None, None))
+
+
+def _spend(head, rows, mean, most, bars):
+    """Choose for rows that share a mean or are given bars, and give the bars at which they spend the mean."""
+    found = [_items(head, i) for i in rows]
+    taken, first = _best([_splits(*f) for f in found], mean, [most] * len(rows), bars[0])
+    # A group of one cluster is split as it is.
+    split = [
+        {group for group, members in of_group.items() if group in chosen or len(members) == 1}
+        for (of_group, _, _), chosen in zip(found, taken, strict=True)
+    ]
+    spent = [
+        sum(len(of_group[group]) - 1 for group in groups)
+        for (of_group, _, _), groups in zip(found, split, strict=True)
+    ]
+    opens = [_opens(*f, groups) for f, groups in zip(found, split, strict=True)]
+    # Behind the last causal query stand those that fill its chunk, and nothing comes after it.
+    mean = mean - sum(spent) / len(rows)
+    opened, second = _best(opens, mean, [most - s for s in spent], bars[1])
+    for i, (of_group, _, _), groups, places in zip(rows, found, split, opened, strict=True):
+        head.split[i] = {c.place for group in groups for c in of_group[group]}
+        head.opened[i] = places
+    return first, second
 
 
 def _splits(of_group, within, between):
@@ -368,11 +515,9 @@ def _opens(of_group, within, between, split):
 
 
 def _allowance(head, saved, bars):
-    """Mean and most entries a query of the next chunk may add."""
+    """Mean and most entries a query of the next causal chunk may add."""
     layout = head.layout
     mean = float(layout.refined)
-    if not head.is_causal:
-        return mean, spending.MOST * mean
     if bars is None:
         return mean, mean
     spare = saved / layout.chunk
@@ -394,7 +539,8 @@ def _rank(head, i):
     """Clusters and groups that query i sees as one."""
     closed = [c for c in _columns(head, i) if c.place not in head.opened[i]]
     alone = [c for c in closed if c.place in head.split[i]]
-    return len(alone) + len({c.group for c in closed if c.place not in head.split[i]})
+    grouped = {c.group for c in closed if c.place not in head.split[i]}
+    return len(alone) + len(grouped) + len(_as_wholes(head, i))
 
 
 def _row(head, i):
@@ -412,5 +558,8 @@ def _row(head, i):
         n = sum(c.n for c in members)
         for c in members:
             logs[c.keys] = logsumexp([_logit(query, m) for m in members]) - math.log(n)
+    for whole in _as_wholes(head, i):
+        for c, part in whole.parts:
+            logs[c.keys] = _logit_of_whole(query, whole) + part - math.log(c.n)
     logs[exact] = head.key[exact] @ query
     return logs, len(exact)

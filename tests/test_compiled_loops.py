@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from types import FunctionType
@@ -18,12 +19,14 @@ from problems import draw_problem, eps
 
 import scatterbrain_core as sb
 from scatterbrain_backends.numpy_ import NumpyBackend, compiled, visiting
+from scatterbrain_backends.numpy_ import query_tiles as numpy_tiles
 from scatterbrain_core import kmeans
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.low_rank.kernels import PositiveKernel
 from scatterbrain_core.normalization import Partial, normalize
+from scatterbrain_core.routing import layout as layouts
 from scatterbrain_core.routing import view as views
-from scatterbrain_core.routing.selection import curve_of
+from scatterbrain_core.routing.selection import PART_OF_ENTRY, SAMPLED_ROWS, curve_of
 from scatterbrain_core.routing.spending import Allowance
 from scatterbrain_core.routing.visits import Keys, Opened
 from scatterbrain_core.rows import Pairs
@@ -47,6 +50,7 @@ HOOKS = (
     "choose",
     "far_partial",
     "with_opened",
+    "solve_tiles",
 )
 
 
@@ -218,20 +222,144 @@ def test_pairs_of_features_are_those_of_the_array_api_code(rng, spread, dtype):
     np.testing.assert_allclose(lse, other_lse, rtol=unit, atol=unit)
 
 
-@given(
-    gains=st.lists(st.sampled_from([0.0, 1e-30, 0.5, 0.5001, 1.0, 3.0, 1e30]), min_size=4, max_size=40),
-    limit=st.floats(-9, 60),
-    seed=st.integers(0, 99),
+GAINS = [0.0, 1e-44, 1e-38, 1e-30, 0.5, 0.5 * (1 + 1e-6), 0.5001, 1.0, 3.0, 1e30, 3e38]
+HINTS = [0.0, 1e-300, 1e-45, 1e-38, 0.5, 1.0, 1e30, 3e38, 1e300]
+
+
+def draw_items(data, n_rows, dtype):
+    """Groups and clusters, with gains that are equal or far apart, and with costs that some splits lessen."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    n_groups, n_clusters = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 9))
+    gains = np.array(data.draw(st.lists(st.sampled_from(GAINS), min_size=1, max_size=5)))
+    groups, clusters = (rng.choice(gains, (n, n_rows)).astype(dtype) for n in (n_groups, n_clusters))
+    if data.draw(st.booleans()):
+        clusters *= rng.uniform(0.3, 1, clusters.shape).astype(dtype)
+    count, group_cost = (rng.integers(1, 9, n).astype(dtype) for n in (n_clusters, n_groups))
+    is_split = (rng.random((max(1, n_groups), n_rows)) < 0.5).astype(dtype)
+    group = rng.integers(0, len(is_split), n_clusters)
+    return groups, clusters, group, group_cost, count, is_split
+
+
+def sorted_bar(items, limit, step=1):
+    """The bar of `routing.selection` for rows of these items, which may each spend the limit on average."""
+    groups, clusters, group, group_cost, count, is_split = items
+    cost = np.concatenate(
+        [np.broadcast_to(group_cost[:, None], groups.shape), count[:, None] - is_split[group]]
+    )
+    gain, cost = (np.ascontiguousarray(x.T[None, ::step]) for x in (np.concatenate([groups, clusters]), cost))
+    curve = curve_of(xp, gain, cost.astype(gain.dtype))
+    return curve.bar(xp, np.full((1, 1, 1), limit))[0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@given(data=st.data(), hint=st.sampled_from(HINTS) | st.floats(0, 1e300))
+def test_bars_are_those_of_sorted_gains(dtype, data, hint):
+    """Whatever is fitted in: all, nothing, or a part of equal gains; and wherever the search starts."""
+    n_rows = data.draw(st.sampled_from([1, 3, 64]))
+    items = draw_items(data, n_rows, dtype)
+    limit = data.draw(st.sampled_from([-9.0, 0.0, 1e9]) | st.floats(0, 60))
+    expected = sorted_bar(items, limit)
+    assert selection.bar_at_mean(items, limit, False, hint) == expected
+    if limit >= 0:
+        assert selection.bar_at(items, n_rows * limit + PART_OF_ENTRY, hint) == expected
+
+
+@given(data=st.data(), n_rows=st.sampled_from([127, 128, 255, 256, 400]))
+def test_bars_of_a_part_are_those_of_every_so_many_rows(data, n_rows):
+    items, limit = draw_items(data, n_rows, "float32"), data.draw(st.floats(0, 60))
+    step = max(1, n_rows // SAMPLED_ROWS)
+    assert selection.bar_at_mean(items, limit, True, 1.0) == sorted_bar(items, limit, step)
+
+
+def by_array_api_tiles(*arrays, **options):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NumpyBackend, "solve_tiles", Backend.solve_tiles)
+        return sb.attention(*arrays, **options)
+
+
+def draw_tiles(monkeypatch, rng, dtype, masked="no", n_queries=700, n_keys=600):
+    """A problem of many tiles of queries, which look at about as few clusters as they have entries."""
+    monkeypatch.setattr(layouts, "LEAST_LOOKED", 1)
+    q, k, v = draw_problem(rng, n_queries, n_keys, dim=16, dtype=dtype)
+    q[0] *= 3  # a head whose weights are uneven: rows that would spend more than their most
+    shape = {"keys": (2, 1, n_keys), "queries": (2, n_queries, 1)}.get(masked)
+    mask = None if shape is None else rng.random(shape) < 0.7
+    return (q, k, v), {"method": sb.Scatterbrain(sparse=sb.RoutedClusters(24.0)), "attn_mask": mask}
+
+
+@pytest.mark.parametrize("masked", ["no", "keys", "queries"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tiles_of_queries_are_those_of_the_array_api_code(rng, monkeypatch, dtype, masked):
+    arrays, options = draw_tiles(monkeypatch, rng, dtype, masked)
+    got, expected = sb.attention(*arrays, **options), by_array_api_tiles(*arrays, **options)
+    assert got.dtype == expected.dtype
+    # But for rows where rounding tipped a choice of equal gains.
+    off = np.abs(got - expected).max(axis=-1) > 100 * eps(dtype)
+    assert off.mean() <= 0.002
+    assert np.abs(got - expected).max() <= 0.02
+
+
+@pytest.mark.parametrize(
+    "kind", ["one query", "one tile", "one group", "hidden tiles", "no keys", "no width"]
 )
-def test_bars_of_counted_gains_are_those_of_sorted_ones(gains, limit, seed):
-    rng = np.random.default_rng(seed)
-    gain = np.array(gains) * (1 + 1e-3 * rng.random(len(gains)))
-    cost = rng.integers(1, 5, len(gains)).astype(float)
-    expected = curve_of(xp, gain[None, None], cost[None, None]).bar(xp, np.full((1, 1, 1), limit))
-    one_group, nothing = np.zeros(len(gain), np.intp), np.zeros((0, 1))
-    items = (nothing, gain[:, None], one_group, nothing[:, 0], cost, np.zeros((1, 1)))
-    got = selection.bar_at_mean(items, limit, False)
-    assert got == expected[0, 0, 0]
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_odd_tiles_of_queries_are_those_of_the_array_api_code(rng, monkeypatch, dtype, kind):
+    n_queries = {"one query": 1, "one tile": 64}.get(kind, 200)
+    (q, k, v), options = draw_tiles(monkeypatch, rng, dtype, n_queries=n_queries, n_keys=200)
+    if kind == "one group":
+        options["method"] = sb.Scatterbrain(sparse=sb.RoutedClusters(7.0))
+    elif kind == "hidden tiles":
+        options["attn_mask"] = np.arange(n_queries)[None, :, None] < np.array([30, 150])[:, None, None]
+    elif kind == "no keys":
+        options["attn_mask"] = np.broadcast_to(np.array([False, True])[:, None, None], (2, 1, 200))
+    elif kind == "no width":
+        k[:] = k[:, :1]
+    got, expected = sb.attention(q, k, v, **options), by_array_api_tiles(q, k, v, **options)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=100 * eps(dtype))
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-18, 10.0, 1e3, 1e17])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tiles_of_queries_of_any_scale_are_those_of_the_array_api_code(rng, monkeypatch, dtype, factor):
+    """Where weights of clusters and of groups are lost to underflow too."""
+    (q, k, v), options = draw_tiles(monkeypatch, rng, dtype)
+    q = (factor * q).astype(dtype)
+    got, expected = sb.attention(q, k, v, **options), by_array_api_tiles(q, k, v, **options)
+    # Logits are rounded in units of their size.
+    unit = 1000 * eps(dtype) * max(1.0, min(factor, 1e3))
+    off = np.abs(got - expected).max(axis=-1) > unit
+    assert (np.abs(got) <= np.abs(v).max() * (1 + unit)).all()
+    if factor * eps(dtype) < 0.1:  # else rounding decides which of the clusters has all weight
+        assert off.mean() <= 0.01
+
+
+@pytest.mark.parametrize("masked", ["no", "queries"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_pieces_and_threads_change_no_bit_of_tiles(rng, monkeypatch, dtype, masked):
+    arrays, options = draw_tiles(monkeypatch, rng, dtype, masked)
+    expected = sb.attention(*arrays, **options)
+    for pieces, threads in ((22, 1), (22, 2), (6, 2), (4, 1), (1, 2)):
+        monkeypatch.setattr(numpy_tiles, "spare_threads", lambda n=pieces: n)
+        with threads_of_numpy(threads):
+            np.testing.assert_array_equal(sb.attention(*arrays, **options), expected)
+
+
+@contextmanager
+def threads_of_numpy(n):
+    sb.set_num_threads(n)
+    yield
+    sb.set_num_threads(None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_is_hidden_changes_no_bit_of_other_queries(rng, monkeypatch, is_compiled, dtype):
+    (q, k, v), options = draw_tiles(monkeypatch, rng, dtype)
+    mask = np.broadcast_to((np.arange(700) % 5 > 0)[None, :, None], (2, 700, 1))
+    options["attn_mask"] = mask
+    before = sb.attention(q, k, v, **options)
+    q[:, ::5] = 1e10
+    np.testing.assert_array_equal(sb.attention(q, k, v, **options), before)
+    assert not before[:, ::5].any()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -10,7 +10,7 @@ import pytest
 from problems import draw_problem
 
 import scatterbrain_core as sb
-from scatterbrain_backends.numpy_ import NumpyBackend, runs, scratch
+from scatterbrain_backends.numpy_ import NumpyBackend, runs
 
 PARTS = {
     "one table": sb.Scatterbrain(sb.PositiveFeatures(32), sb.RandomHyperplanes(max_bucket=64)),
@@ -86,17 +86,6 @@ def test_what_grows_is_counted(rng, is_causal, two_threads, name):
         assert peak_of(*arrays, max_memory=limit, **arguments)[1] <= limit
 
 
-def test_memory_that_is_kept_for_reuse_is_hardly_more(rng, is_causal, one_thread, monkeypatch):
-    """Causal chunks of queries need more and more."""
-    pytest.importorskip("numba")
-    arrays = [0.5 * x for x in draw_problem(rng, 4096, 4096, dim=64, lead=(1,), columns=64, dtype="float32")]
-    arguments = {"budget": 192 / 4096, "is_causal": is_causal}
-    sb.attention(*arrays, **arguments)
-    peak = peak_of(*arrays, **arguments)[1]
-    monkeypatch.setattr(scratch, "empty", np.empty)
-    assert peak <= 1.1 * peak_of(*arrays, **arguments)[1]
-
-
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_check_of_entries_is_counted(rng, two_threads, masked):
     """Which copies what it checks of half precision."""
@@ -107,7 +96,7 @@ def test_the_check_of_entries_is_counted(rng, two_threads, masked):
     assert peak_of(q, k, v, max_memory=least, **arguments)[1] <= least
 
 
-@pytest.mark.parametrize(("length", "dim", "dtype"), [(3000, 32, "float32"), (4096, 4, "float64")])
+@pytest.mark.parametrize(("length", "dim", "dtype"), [(3000, 128, "float32"), (4096, 4, "float64")])
 def test_generic_code_keeps_to_the_limit_too(rng, length, dim, dtype):
     strict = pytest.importorskip("array_api_strict")
     arrays = draw_problem(rng, length, length, dim=dim, lead=(1,), columns=dim, dtype=dtype)

@@ -7,7 +7,6 @@ import signal
 import threading
 import tracemalloc
 import warnings
-import weakref
 from contextlib import ExitStack, nullcontext
 from types import SimpleNamespace
 
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 from problems import draw_problem, eps
 
 import scatterbrain_core as sb
-from scatterbrain_backends.numpy_ import NumpyBackend, blas, merging, runs, scratch, threads
+from scatterbrain_backends.numpy_ import NumpyBackend, blas, merging, runs, threads
 from scatterbrain_backends.numpy_.sorting import stable_argsort
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.normalization import Partial, running_merge
@@ -525,70 +524,3 @@ def test_running_merges_are_those_of_the_array_api_code(lengths, rank, seed):
     expected = running_merge(generic, Partial(ref, acc), segment, max(lengths, default=0))
     np.testing.assert_array_equal(got[0], expected.ref)
     np.testing.assert_allclose(got[1], expected.acc, rtol=1e-12, atol=1e-300)
-
-
-def test_scratch_memory_comes_again_once_no_array_is_on_it():
-    with scratch.kept():
-        first = scratch.empty((3, 100), np.float32)
-        address, part = first.ctypes.data, first[1:, ::2].T
-        del first
-        other = scratch.empty((100,), np.float64)
-        assert not np.shares_memory(part, other)
-        assert not scratch._blocks.free
-        del part
-        assert len(scratch._blocks.free) == 1
-        again = scratch.empty((250,), np.float32)
-        assert not scratch._blocks.free
-        assert again.ctypes.data == address
-        assert address % scratch.ALIGNMENT == 0
-        assert (again.shape, again.dtype) == ((250,), np.float32)
-        assert scratch.empty((0, 3), bool).shape == (0, 3)
-    del again
-    assert scratch.empty((3, 100), np.float32).base is None  # nothing is kept out there
-
-
-def test_scratch_memory_that_is_too_small_is_given_up():
-    with scratch.kept():
-        for n in (100, 200, 300):
-            arrays = [scratch.empty((n,), np.float64) for _ in range(2)]
-            assert not scratch._blocks.free
-            del arrays
-        assert [len(block) for block in scratch._blocks.free] == [2400, 2400]
-
-
-def test_workers_keep_memory_for_their_own_next_item_until_the_call_ends(two_threads, monkeypatch):
-    both, blocks, aligned = threading.Barrier(2), [], scratch._aligned
-
-    def spy(n_bytes):
-        block = aligned(n_bytes)
-        blocks.append(weakref.ref(block))
-        return block
-
-    def work(_):
-        array = scratch.empty((1000,), np.float64)
-        both.wait(timeout=60)  # a thread has one of every two items
-        return threading.current_thread().name, array.ctypes.data
-
-    monkeypatch.setattr(scratch, "_aligned", spy)
-    places = threads.map_on_threads(work, range(4))
-    assert len({name for name, _ in places}) == len({address for _, address in places}) == 2
-    assert len(set(places)) == len(blocks) == 2
-    assert [block() for block in blocks] == [None, None]
-    assert scratch._blocks.free is None
-
-
-def test_scratch_memory_goes_back_to_its_call_from_any_thread():
-    """And with the call, if that is over."""
-    with scratch.kept():
-        array = [scratch.empty((1000,), np.float64)]
-        block = weakref.ref(array[0].base.base.block)
-        ending = threading.Thread(target=array.clear)
-        ending.start()
-        ending.join()
-        assert [x is block() for x in scratch._blocks.free] == [True]
-        late = [scratch.empty((900,), np.float64)]
-        assert not scratch._blocks.free
-    ending = threading.Thread(target=late.clear)
-    ending.start()
-    ending.join()
-    assert block() is None

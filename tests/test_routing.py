@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import stress
@@ -14,10 +16,13 @@ from routed_choices import library_choices
 from routed_oracle import layout_of, routed
 
 import scatterbrain_core as sb
+from scatterbrain_core.routing import layout as layouts
 
 # Lq, Lk, D, entries: causal blocks of one, two and three sizes, what pads them, and one query.
 SHAPES = [(150, 150, 4, 24), (97, 200, 6, 30), (200, 97, 5, 30), (70, 70, 1, 8), (1, 90, 3, 20)]
 LARGE = [(300, 300, 8, 60), (530, 90, 2, 12)]
+# Several tiles of queries, and more clusters than entries.
+MANY_CLUSTERS = [(200, 300, 6, 40), (150, 400, 4, 24), (300, 257, 8, 30)]
 PRECISIONS = {"numpy": ("bfloat16", "float32", "float64"), "torch": ("float16", "float32")}
 
 
@@ -39,6 +44,9 @@ def assert_same_choices(found, expected):
         for (level, start), clusters in head.blocks.items():
             for c in clusters:
                 assert (mine.labels[level, start][c.keys - start] == c.place[2]).all(), c.place
+        for number_of_tile, tile in enumerate(head.tiles):
+            assert mine.tiles[number_of_tile] == tile.queries
+            assert mine.looked(number_of_tile) == {c.group for c in tile.clusters}
         for i, opened in head.opened.items():
             assert mine.choice(i) == (opened, head.split[i]), f"head {number}, query {i}"
 
@@ -74,6 +82,63 @@ def test_the_transcription_opens_splits_and_leaves(rng, is_causal):
         assert there
         assert apart
         assert any(clusters - split - head.opened[i] for i, split in head.split.items())
+
+
+@pytest.mark.parametrize("looked", [1, 5, 12, 30])
+@pytest.mark.parametrize(("n_queries", "n_keys", "dim", "entries"), [*MANY_CLUSTERS, SHAPES[3]])
+def test_choices_of_tiles_that_look_at_few_clusters(rng, n_queries, n_keys, dim, entries, looked):
+    arrays = draw_problem(rng, n_queries, n_keys, dim=dim)
+    plan = replace(layout(entries, *arrays[:2]), looked=looked)
+    assert_same_choices(library_choices(np.asarray, arrays, plan, is_causal=False), routed(*arrays, plan))
+
+
+@pytest.mark.parametrize("hides", ["nothing", "keys", "rows", "a tile of rows", "all keys of a head"])
+def test_every_library_makes_the_transcriptions_choices(library, rng, hides):
+    arrays = draw_problem(rng, 200, 300, dim=6)
+    keys, rows = np.ones((2, 300), bool), np.ones((2, 200), bool)
+    if hides == "keys":
+        keys = rng.random((2, 300)) < 0.6
+    elif hides == "rows":
+        rows = rng.random((2, 200)) < 0.6
+    elif hides == "a tile of rows":
+        rows[1, 30:170] = False
+    elif hides == "all keys of a head":
+        keys[0] = False
+    plan = replace(layout(40, *arrays[:2]), looked=12)
+    is_of_rows = hides in ("rows", "a tile of rows")
+    mask = None if hides == "nothing" else library.asarray(rows[..., None] if is_of_rows else keys[:, None])
+    masks = {"row_mask": rows} if is_of_rows else {"key_mask": keys}
+    found = library_choices(library.to_numpy, library.arrays(*arrays), plan, is_causal=False, attn_mask=mask)
+    assert_same_choices(found, routed(*arrays, plan, **masks))
+
+
+def test_tiles_of_the_transcription_leave_groups_whole(rng):
+    """What is compared above are choices: a tile looks at some groups, another at others."""
+    q, k, v = draw_problem(rng, 200, 300, dim=6)
+    for head in routed(q, k, v, replace(layout(40, q, k), looked=12)).heads:
+        assert len(head.tiles) == 4
+        assert all(tile.clusters and tile.wholes for tile in head.tiles)
+        assert len({frozenset(c.group for c in tile.clusters) for tile in head.tiles}) > 1
+
+
+@pytest.mark.parametrize("masked", ["no", "keys", "rows"])
+@pytest.mark.parametrize(("n_queries", "n_keys", "dim", "entries"), MANY_CLUSTERS[:2])
+def test_values_where_tiles_look_at_few_clusters(
+    library, dtype, few_looked, rng, n_queries, n_keys, dim, entries, masked
+):
+    arrays = draw_problem(rng, n_queries, n_keys, dim=dim, dtype=dtype)
+    keys, rows = rng.random((2, n_keys)) < 0.7, rng.random((2, n_queries)) < 0.7
+    mask = {"no": None, "keys": keys[:, None, :], "rows": rows[:, :, None]}[masked]
+    masks = {"no": {}, "keys": {"key_mask": keys}, "rows": {"row_mask": rows}}[masked]
+    plan, own = layout(entries, *arrays[:2]), library.arrays(*arrays)
+    options = {"is_causal": False, "attn_mask": None if mask is None else library.asarray(mask)}
+    like = library_choices(library.to_numpy, own, plan, **options)
+    expected = routed(*arrays, plan, like=like, **masks)
+    assert any(tile.wholes for head in expected.heads for tile in head.tiles)
+    est = sb.estimate(*own, method=method(entries), **options)
+    assert_same_values(library, est, expected, tolerance(dtype, *arrays[:2]))
+    output = library.to_numpy(sb.attention(*own, method=method(entries), **options))
+    assert relative_error(output, expected.output) <= 2 * tolerance(dtype, *arrays[:2])
 
 
 @pytest.mark.parametrize(("n_queries", "n_keys", "dim", "entries"), [SHAPES[1], SHAPES[3]])
@@ -118,6 +183,19 @@ def test_the_matrix_is_the_transcriptions(library, is_causal, rng, scale):
     assert relative_error(output, matrix @ v) <= bound
 
 
+def test_the_matrix_where_tiles_look_at_few_clusters(library, few_looked, rng):
+    q, k, v = draw_problem(rng, 150, 300)
+    options = {"method": method(24)}
+    expected = routed(q, k, v, layout(24, q, k))
+    assert all(tile.wholes for head in expected.heads for tile in head.tiles)
+    got = library.to_numpy(sb.attention_matrix(*library.arrays(q, k), normalize=False, **options))
+    bound = tolerance("float64", q, k)
+    np.testing.assert_allclose(got, np.exp(expected.logs), rtol=bound * 4, atol=0)
+    matrix = library.to_numpy(sb.attention_matrix(*library.arrays(q, k), **options))
+    output = library.to_numpy(sb.attention(*library.arrays(q, k, v), **options))
+    assert relative_error(output, matrix @ v) <= bound
+
+
 @pytest.mark.parametrize("hides", ["keys", "rows", "first keys", "all keys of a head"])
 def test_masks(library, is_causal, rng, hides):
     q, k, v = draw_problem(rng, 120, 130)
@@ -148,17 +226,31 @@ def test_masks(library, is_causal, rng, hides):
 
 
 def test_grouped_heads(library, is_causal, rng):
-    q, _, _ = draw_problem(rng, 90, 1, lead=(2, 4))
-    _, k, v = draw_problem(rng, 1, 100, lead=(2, 2), columns=7)
+    assert_grouped_heads(library, rng, 90, 100, 20, is_causal)
+
+
+def test_grouped_heads_of_tiles_that_look_at_few_clusters(library, few_looked, rng):
+    assert_grouped_heads(library, rng, 150, 300, 24, False)
+
+
+def assert_grouped_heads(library, rng, n_queries, n_keys, entries, is_causal):
+    q, _, _ = draw_problem(rng, n_queries, 1, lead=(2, 4))
+    _, k, v = draw_problem(rng, 1, n_keys, lead=(2, 2), columns=7)
     repeated = [np.repeat(x, 2, axis=1) for x in (k, v)]
-    expected = routed(q, *repeated, layout(20, q, k, is_causal), is_causal=is_causal)
-    options = {"method": method(20), "enable_gqa": True, "is_causal": is_causal}
+    expected = routed(q, *repeated, layout(entries, q, k, is_causal), is_causal=is_causal)
+    options = {"method": method(entries), "enable_gqa": True, "is_causal": is_causal}
     got = library.to_numpy(sb.attention(*library.arrays(q, k, v), **options))
     assert relative_error(got, expected.output) <= tolerance("float64", q, repeated[0])
 
 
 @given(data=st.data())
 def test_any_layout_is_the_transcriptions(data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layouts, "LEAST_LOOKED", data.draw(st.sampled_from([1, layouts.LEAST_LOOKED])))
+        assert_any_layout(data)
+
+
+def assert_any_layout(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     n_queries, n_keys = data.draw(st.integers(1, 150)), data.draw(st.integers(1, 150))
     q, k, v = draw_problem(rng, n_queries, n_keys, dim=data.draw(st.sampled_from([1, 3, 9])), lead=(1,))

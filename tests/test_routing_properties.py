@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import relative_error
-from problems import draw_problem
+from problems import draw_problem, eps
 from test_routing import layout, method
 
 import scatterbrain_core as sb
+from scatterbrain_core.routing import tree
+from scatterbrain_core.routing.nodes import metric_of
 
 KINDS = (
     "normal",
@@ -167,6 +169,26 @@ def test_what_is_not_finite_spreads_to_its_own_rows_alone(library, is_causal, rn
     assert not np.isfinite(after[:, 300]).all()
     if is_causal:
         np.testing.assert_array_equal(after[:, :300], before[:, :300])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_query_that_is_not_finite_is_as_if_hidden_to_others(
+    library, dtype, few_looked, monkeypatch, rng, bad
+):
+    """But for the metric of the clusters, which here knows nothing of any query."""
+    unknown = lambda xp, moment: metric_of(xp, xp.full_like(moment, np.nan))  # noqa: E731
+    monkeypatch.setattr(tree, "metric_of", unknown)
+    q, k, v = draw_problem(rng, 200, 300, dim=8, dtype=dtype)
+    there = np.ones((2, 200, 1), bool)
+    there[0, [7, 150]] = False
+    options = {"method": method(24), "check_finite": False}
+    expected = sb.attention(*library.arrays(q, k, v), attn_mask=library.asarray(there), **options)
+    q[0, 7, 0], q[0, 150] = bad, bad
+    with np.errstate(all="ignore"):
+        got = library.to_numpy(sb.attention(*library.arrays(q, k, v), **options))
+    expected, finite = library.to_numpy(expected), there[..., 0]
+    np.testing.assert_allclose(got[finite], expected[finite], rtol=0, atol=8 * eps(dtype))
+    assert not np.isfinite(got[~finite]).any()
 
 
 @pytest.mark.parametrize("seen", [100, 299])

@@ -11,8 +11,8 @@ from scatterbrain_core.sparse.routed_clusters import LINEAR_FROM, RoutedClusters
 # Clusters of the largest blocks together: what a query looks at does not grow with the length.
 MOST_CLUSTERS = 512
 LARGEST_BLOCKS = 8
-# Keys of a cluster where there are fewer keys than that.
-CLUSTER = 4
+# Keys of a cluster where there are fewer keys than that: causal queries have fewer entries for each.
+CLUSTER, CAUSAL_CLUSTER = 6, 4
 # A smaller block's clusters serve until the next larger block is complete.
 RATIO = 8
 SMALL_CLUSTER = 8
@@ -24,8 +24,10 @@ MOST_FIRST_KEYS, ENTRIES_A_FIRST_KEY = 4, 8
 LARGEST_OWN_BLOCK = 128
 # What the coarsest view may take of the entries, where a smaller one can be had.
 COARSEST_SHARE = 0.6
-# Queries of a chunk where all see all keys.
-CHUNK = 2048
+# Where all queries see all keys: queries of a chunk, and of a tile of those that look at the same clusters.
+CHUNK, TILE = 1024, 64
+# A tile looks at as many clusters as a query has entries, or at so many.
+LEAST_LOOKED = 128
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Layout:
         Smallest blocks first. Where not causal there is one, with as many coarse groups over all blocks.
     refined : int
         Entries that a query may add to its coarsest view of the keys.
+    looked : int
+        Where not causal, about how many clusters a tile of queries looks at, beside groups seen as one.
     """
 
     length: int
@@ -71,6 +75,7 @@ class Layout:
     own: int
     levels: tuple[Level, ...]
     refined: int
+    looked: int = 0
 
     @property
     def chunk(self) -> int:
@@ -115,7 +120,8 @@ def _not_causal(n_keys: int, entries: float) -> Layout:
     if refined < 0:
         raise _too_small(2, entries, n_keys)  # a first key and a group
     length = n_blocks * block
-    return Layout(length, first, 0, (Level(block, length, n_fine, n_coarse),), refined)
+    looked = max(LEAST_LOOKED, int(entries))
+    return Layout(length, first, 0, (Level(block, length, n_fine, n_coarse),), refined, looked)
 
 
 def _causal(n_queries: int, n_keys: int, entries: float) -> Layout:
@@ -175,7 +181,7 @@ def _levels(own: int, largest: int, length: int, n_coarse: int) -> tuple[Level, 
         n_fine = max(1, min(block // SMALL_CLUSTER, most))
         levels.append(Level(block, parent, n_fine, max(1, n_fine // 16)))
         block = parent
-    n_fine = max(1, min(largest // CLUSTER, MOST_CLUSTERS // (length // largest)))
+    n_fine = max(1, min(largest // CAUSAL_CLUSTER, MOST_CLUSTERS // (length // largest)))
     levels.append(Level(largest, length, n_fine, min(n_coarse, max(1, n_fine // 2))))
     return tuple(levels)
 

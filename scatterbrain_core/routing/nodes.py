@@ -41,6 +41,32 @@ class Clusters:
     value: Array
 
 
+@dataclass(frozen=True)
+class Columns:
+    """K clusters as columns of a view, which share a metric, and their groups.
+
+    Attributes
+    ----------
+    axes : array, shape (H, D, D)
+    mean, variance : array, shape (H, K, D)
+    count : array, shape (H, K)
+    value : array, shape (H, K, Dv)
+    group : array of int, shape (H, K)
+    start : array of int, shape (H, K)
+        Slot of a cluster's first key.
+    n_groups : int
+    """
+
+    axes: Array
+    mean: Array
+    variance: Array
+    count: Array
+    value: Array
+    group: Array
+    start: Array
+    n_groups: int
+
+
 def second_moment(xp: Namespace, rows: Array) -> Array:
     """Sum of x xᵀ over rows (..., n, D)."""
     return xp.matmul(xp.matrix_transpose(rows), rows)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.tiles import integers, where_true
 
-# So many rows of a chunk are enough to tell at which gain it should stop.
+# So many rows of a chunk are enough to tell at which gain the next one should stop.
 SAMPLED_ROWS = 128
-# How often a bar of sampled rows is held against all rows, and what these may spend beyond the mean.
-CORRECTIONS, ROOM = 3, 1.01
+# In units of rounding: gains no further above a bar equal it. Two clusters of as many keys, alone in a group,
+# gain the same by a split but for rounding, which takes both or neither then, in every library.
+TIES = 16
 # Costs are whole: with part of one more, rounding does not decide whether a sum that equals a limit fits.
 PART_OF_ENTRY = 0.25
 
@@ -76,30 +77,17 @@ def select(
     """
     cost = xp.broadcast_to(cost, gain.shape)
     gain = gain * xp.astype(cost <= most, gain.dtype)
-    stride = max(1, gain.shape[1] // SAMPLED_ROWS)
-    curve = curve_of(xp, gain[:, ::stride, :], cost[:, ::stride, :])
-    is_sample = bar is None and stride > 1
-    at_mean = _corrected(xp, curve, gain, cost, mean) if is_sample else curve.bar(xp, mean)
-    chosen = gain > (at_mean if bar is None else bar)
-    over = _spent(xp, chosen, cost) > most[..., 0] + PART_OF_ENTRY
+    stride = 1 if bar is None else max(1, gain.shape[1] // SAMPLED_ROWS)
+    at_mean = curve_of(xp, gain[:, ::stride, :], cost[:, ::stride, :]).bar(xp, mean)
+    chosen = _is_above(xp, gain, at_mean if bar is None else bar)
+    over = xp.sum(xp.astype(chosen, cost.dtype) * cost, axis=-1) > most[..., 0] + PART_OF_ENTRY
     if bool(xp.any(over)):
-        chosen = chosen & (gain > _bars_of_rows(xp, gain, cost, most, over))
+        chosen = chosen & _is_above(xp, gain, _bars_of_rows(xp, gain, cost, most, over))
     return chosen, at_mean
 
 
-def _spent(xp: Namespace, chosen: Array, cost: Array) -> Array:
-    return xp.sum(xp.astype(chosen, cost.dtype) * cost, axis=-1)
-
-
-def _corrected(xp: Namespace, curve: Curve, gain: Array, cost: Array, mean: Array) -> Array:
-    """The least bar tried at which all rows, not those of the curve alone, spend the mean."""
-    limit, bar = mean, xp.max(gain, axis=(1, 2), keepdims=True)
-    for _ in range(CORRECTIONS):
-        tried = curve.bar(xp, limit)
-        spent = xp.mean(_spent(xp, gain > tried, cost), axis=-1)[:, None, None]
-        bar = xp.where((spent <= ROOM * mean) & (tried < bar), tried, bar)
-        limit = limit * mean / xp.where(spent > 0, spent, 1.0)
-    return bar
+def _is_above(xp: Namespace, gain: Array, bar: Array) -> Array:
+    return gain > bar * (1 + TIES * float(xp.finfo(gain.dtype).eps))
 
 
 def _bars_of_rows(xp: Namespace, gain: Array, cost: Array, most: Array, over: Array) -> Array:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
 from scatterbrain_core._typing import Array, Namespace
+from scatterbrain_core.backend import Backend
 from scatterbrain_core.normalization import Partial, merge, softmax_partial
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.routing.layout import Layout, lay_out
-from scatterbrain_core.routing.spending import Spending
-from scatterbrain_core.routing.tree import Tree, grow, padded, view_of_chunk
+from scatterbrain_core.routing.query_tiles import Looked, QueryTiles, by_tile, in_order, look
+from scatterbrain_core.routing.spending import Allowance, Spending, of_tiles
+from scatterbrain_core.routing.tree import Tree, causal_view, grow, padded
 from scatterbrain_core.routing.view import Choice, View, choose, far_partial, opened_pairs, rank
-from scatterbrain_core.routing.visits import Opened, opened_of_chunk, places_of, with_opened
+from scatterbrain_core.routing.visits import Opened, opened_of_chunk, with_opened
 from scatterbrain_core.sparse import RoutedClusters
 from scatterbrain_core.sparse.choosing import rows_at
 from scatterbrain_core.tiles import integers
@@ -39,6 +41,15 @@ class Routed:
     pairs: Array
     rank: Array
 
+    def of_queries(self, function: Callable[[Array], Array]) -> Routed:
+        """The same with a function applied to every array."""
+
+        def of(part: Partial) -> Partial:
+            return Partial(function(part.ref), function(part.acc))
+
+        far = None if self.far is None else of(self.far)
+        return Routed(of(self.near), far, function(self.pairs), function(self.rank))
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -53,7 +64,10 @@ class Chunk:
     pairs : array, shape (H, R)
         How many these are.
     view : View or None
+        Of each tile of the queries as of a head; where causal they are one tile.
     choice : Choice or None
+    looked : Looked or None
+        Where the view has columns for some clusters alone.
     """
 
     number: int
@@ -62,6 +76,7 @@ class Chunk:
     pairs: Array
     view: View | None = None
     choice: Choice | None = None
+    looked: Looked | None = None
 
 
 def solve_routed(problem: Problem, part: RoutedClusters, is_apart: bool = True) -> Routed:
@@ -73,8 +88,30 @@ def solve_routed(problem: Problem, part: RoutedClusters, is_apart: bool = True) 
         Keep the two fields apart, and count pairs and rank.
     """
     tree = grow(problem, lay_out(problem, part))
+    if tree.tiles is not None and not is_apart:
+        near, pairs = _near(problem, tree, 0, tree.query)
+        found = problem.backend.solve_tiles(tree.tiles, tree.layout, tree.keys, tree.query, near)
+        if found is not None:
+            return Routed(found, None, pairs, pairs)
+    tree = in_order_of_tiles(problem.xp, tree)
     chunks = _by_chunk(problem, tree, is_apart)
-    return _joined(problem.xp, [_with_opened(problem, tree, *batch) for batch in chunks], problem.n_queries)
+    solved = _joined(problem.xp, [_with_opened(problem, tree, *batch) for batch in chunks])
+    return solved.of_queries(lambda x: in_own_order(problem, tree, x))
+
+
+def in_order_of_tiles(xp: Namespace, tree: Tree) -> Tree:
+    """The same tree with its queries in the order of their tiles, if they have any."""
+    return tree if tree.tiles is None else replace(tree, query=in_order(xp, tree.query, tree.tiles))
+
+
+def in_own_order(problem: Problem, tree: Tree, x: Array) -> Array:
+    """Of queries as the tree has them, (H, L, ...), those of the problem in their own order, (H, Lq, ...)."""
+    xp = problem.xp
+    if tree.tiles is None:
+        return x[:, : problem.n_queries, ...]
+    place = xp.argsort(tree.tiles.order, axis=-1)[:, : problem.n_queries]
+    rows = rows_at(xp, xp.reshape(x, (*x.shape[:2], -1)), place)
+    return xp.reshape(rows, (*place.shape, *x.shape[2:]))
 
 
 def _by_chunk(
@@ -92,13 +129,13 @@ def _by_chunk(
         )
         solved.append(_unopened(problem, chunk, is_apart))
         if chunk.view is not None and chunk.choice is not None:
-            visits.append(
-                opened_of_chunk(problem.backend, chunk.choice.opened, chunk.view, start, tree.query.shape[1])
-            )
+            place = (start, tree.query.shape[1], problem.n_heads)
+            visits.append(opened_of_chunk(problem.backend, chunk.choice.opened, chunk.view, *place))
             n_visits += visits[-1].row.shape[0]
         if last == tree.query.shape[1] or n_visits * width > problem.backend.visit_elements:
             yield slice(first, last), solved, visits
             first, n_visits, solved, visits = last, 0, [], []
+        del chunk  # the next one has its memory
 
 
 def _with_opened(
@@ -108,16 +145,16 @@ def _with_opened(
     result = _joined(problem.xp, solved)
     if not visits:
         return result
-    places = places_of(tree.query.shape[1], tree.layout.refined, tree.layout.length)
-    near = with_opened(problem.backend, result.near, tree.query, rows, visits, tree.keys, places)
+    number = (tree.layout.refined, tree.layout.length)
+    near = with_opened(problem.backend, result.near, tree.query, rows, visits, tree.keys, *number)
     return replace(result, near=near)
 
 
-def _joined(xp: Namespace, parts: list[Routed], n_queries: int | None = None) -> Routed:
+def _joined(xp: Namespace, parts: list[Routed]) -> Routed:
     """Results of queries that follow one another."""
 
     def joined(arrays: list[Array]) -> Array:
-        return xp.concat(arrays, axis=1)[:, :n_queries, ...]
+        return arrays[0] if len(arrays) == 1 else xp.concat(arrays, axis=1)
 
     def partials(several: list[Partial]) -> Partial:
         return Partial(joined([p.ref for p in several]), joined([p.acc for p in several]))
@@ -131,29 +168,47 @@ def _joined(xp: Namespace, parts: list[Routed], n_queries: int | None = None) ->
 
 
 def choose_by_chunk(problem: Problem, tree: Tree) -> Iterator[Chunk]:
-    """Chunks of queries in order, each with its choice."""
-    backend, size = problem.backend, tree.layout.chunk
+    """Chunks of queries with their choices, in the order of the tree, that of tiles if there are any."""
+    size, n_rows = tree.layout.chunk, tree.query.shape[1]
     spending = Spending.start(problem)
-    for number in range(-(-tree.query.shape[1] // size)):
-        rows = slice(number * size, min((number + 1) * size, tree.query.shape[1]))
+    for number in range(-(-n_rows // size)):
+        rows = slice(number * size, min((number + 1) * size, n_rows))
         query = tree.query[:, rows, :]
         chunk = Chunk(number, query, *_near(problem, tree, number, query))
-        view = view_of_chunk(problem, tree, number, query)
+        if tree.tiles is not None:
+            yield _of_tiles(problem, tree.tiles, tree.layout, chunk, rows)
+            continue
+        view = causal_view(problem, tree, number, query)
         if view is None:
             yield chunk
             continue
-        near = Partial(backend.stop_gradient(chunk.near.ref), backend.stop_gradient(chunk.near.acc))
-        is_row = (
-            None
-            if problem.row_mask is None
-            else padded(problem.xp, problem.row_mask, tree.query.shape[1])[:, rows]
-        )
+        is_row = None
+        if problem.row_mask is not None:
+            is_row = padded(problem.xp, problem.row_mask, n_rows)[:, rows]
         allowance = spending.allowance(problem, tree.layout)
-        seen = (view.constant(backend), near, is_row, allowance)
-        choice, bars = backend.choose(*seen, partial(choose, backend, *seen))
-        if problem.is_causal:
-            spending = spending.after(problem, _saved(problem, tree.layout, view, choice), bars)
+        choice, bars = _choice(problem.backend, view, chunk.near, is_row, allowance)
+        spending = spending.after(problem, _saved(problem, tree.layout, view, choice), bars)
         yield replace(chunk, view=view, choice=choice)
+        del view, choice
+
+
+def _of_tiles(problem: Problem, tiles: QueryTiles, layout: Layout, chunk: Chunk, rows: slice) -> Chunk:
+    """A chunk with the choices of its tiles, each of which spends the mean by itself."""
+    xp = problem.xp
+    looked = look(problem.backend, tiles, layout, chunk.query, rows)
+    near = Partial(by_tile(xp, chunk.near.ref), by_tile(xp, chunk.near.acc))
+    is_row = by_tile(xp, tiles.is_row[:, rows])
+    allowance = of_tiles(xp, is_row, layout, near.ref)
+    choice, _ = _choice(problem.backend, looked.view, near, is_row, allowance)
+    return replace(chunk, view=looked.view, choice=choice, looked=looked)
+
+
+def _choice(
+    backend: Backend, view: View, near: Partial, is_row: Array | None, allowance: Allowance
+) -> tuple[Choice, tuple[Array, Array]]:
+    near = Partial(backend.stop_gradient(near.ref), backend.stop_gradient(near.acc))
+    seen = (view.constant(backend), near, is_row, allowance)
+    return backend.choose(*seen, partial(choose, backend, *seen))
 
 
 def _saved(problem: Problem, layout: Layout, view: View, choice: Choice) -> Array:
@@ -175,9 +230,11 @@ def _unopened(problem: Problem, chunk: Chunk, is_apart: bool) -> Routed:
         nothing = Partial(xp.full_like(near.ref, -math.inf), xp.zeros_like(near.acc))
         return Routed(near, nothing if is_apart else None, pairs, clusters)
     far = backend.far_partial(view, choice, partial(far_partial, backend, view, choice))
+    far = Partial(xp.reshape(far.ref, near.ref.shape), xp.reshape(far.acc, near.acc.shape))
     if not is_apart:
         return Routed(merge(backend, near, far), None, clusters, clusters)
-    return Routed(near, far, pairs + opened_pairs(xp, view, choice), rank(xp, view, choice))
+    opened, seen = (xp.reshape(f(xp, view, choice), pairs.shape) for f in (opened_pairs, rank))
+    return Routed(near, far, pairs + opened, seen)
 
 
 def _near(problem: Problem, tree: Tree, number: int, query: Array) -> tuple[Partial, Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scatterbrain_core._typing import Array
+from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.routing.layout import Layout
 from scatterbrain_core.tiles import zeros
@@ -37,11 +37,18 @@ class Allowance:
     bars: tuple[Array, Array] | None
 
 
+def of_tiles(xp: Namespace, is_row: Array, layout: Layout, like: Array) -> Allowance:
+    """What the queries of tiles (n_tiles, TILE) may spend: each tile the mean of those that are queries."""
+    part = xp.mean(xp.astype(is_row, like.dtype), axis=-1)[:, None, None]
+    mean = layout.refined * part
+    return Allowance(mean, xp.full_like(mean, MOST * layout.refined), None)
+
+
 @dataclass(frozen=True)
 class Spending:
-    """What the chunks of a head have spent so far, and the bars of the last one.
+    """What the causal chunks of a head have spent so far, and the bars of the last one.
 
-    Where causal, a chunk's bars are those of the chunk before it: nothing depends on a later query.
+    A chunk's bars are those of the chunk before it: nothing depends on a later query.
 
     Attributes
     ----------
@@ -62,8 +69,6 @@ class Spending:
         """What the next chunk may spend."""
         xp, saved = problem.xp, self.saved
         mean = xp.full_like(saved, float(layout.refined))
-        if not problem.is_causal:
-            return Allowance(mean, MOST * mean, None)
         if self.bars is None:
             return Allowance(mean, mean, (xp.zeros_like(saved), xp.zeros_like(saved)))
         spare = saved / layout.chunk

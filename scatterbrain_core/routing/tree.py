@@ -12,11 +12,12 @@ from scatterbrain_core._typing import Array, Namespace
 from scatterbrain_core.kmeans import kmeans, one_hot
 from scatterbrain_core.problem import Problem
 from scatterbrain_core.routing.layout import Layout, Level
-from scatterbrain_core.routing.nodes import Clusters, cluster, metric_of, second_moment
+from scatterbrain_core.routing.nodes import Clusters, Columns, cluster, metric_of, second_moment
+from scatterbrain_core.routing.query_tiles import QueryTiles, tiles_of
 from scatterbrain_core.routing.view import View, bounded, cluster_logits
 from scatterbrain_core.routing.visits import Keys, sorted_slots
 from scatterbrain_core.rows import with_weights
-from scatterbrain_core.sparse.choosing import listed
+from scatterbrain_core.sparse.choosing import listed, visible_queries
 from scatterbrain_core.tiles import integers
 
 
@@ -47,7 +48,6 @@ class Tree:
     Attributes
     ----------
     layout : Layout
-    is_causal : bool
     query : array, shape (H, length, D) where causal, (H, Lq, D) otherwise
     key : array, shape (H, length, D)
     weighted_value : array, shape (H, length, Dv + 1)
@@ -61,10 +61,11 @@ class Tree:
     nodes : list of Node
         Smallest blocks first.
     keys : Keys
+    tiles : QueryTiles or None
+        None where causal.
     """
 
     layout: Layout
-    is_causal: bool
     query: Array
     key: Array
     weighted_value: Array
@@ -73,6 +74,7 @@ class Tree:
     first: tuple[Array, Array]
     nodes: list[Node]
     keys: Keys
+    tiles: QueryTiles | None
 
 
 def grow(problem: Problem, layout: Layout) -> Tree:
@@ -102,9 +104,11 @@ def grow(problem: Problem, layout: Layout) -> Tree:
     weighted_value = xp.where(visible[..., None], with_weights(xp, value, key), 0.0)
     key_rows, value_rows = (xp.reshape(x, (-1, x.shape[-1])) for x in (key, weighted_value))
     sorted_keys = Keys(xp.concat(orders), key_rows, value_rows, problem.half)
-    return Tree(
-        layout, problem.is_causal, query, key, weighted_value, visible, is_first, first, nodes, sorted_keys
-    )
+    tiles = None
+    if not problem.is_causal:
+        columns = _columns(xp, nodes[0], 0, is_causal=False)
+        tiles = tiles_of(backend, query, visible_queries(problem), columns)
+    return Tree(layout, query, key, weighted_value, visible, is_first, first, nodes, sorted_keys, tiles)
 
 
 def padded(xp: Namespace, x: Array, length: int) -> Array:
@@ -161,24 +165,10 @@ def _slots(xp: Namespace, clusters: Clusters, in_cluster: Array) -> tuple[Array,
     return xp.reshape(order + first, (-1,)), start + first
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A run of a level's blocks that share a metric, as columns: one a cluster."""
-
-    axes: Array
-    mean: Array
-    variance: Array
-    count: Array
-    value: Array
-    group: Array
-    start: Array
-    n_groups: int
-
-
-def view_of_chunk(problem: Problem, tree: Tree, chunk: int, query: Array) -> View | None:
-    """The clusters that a chunk of queries (H, R, D) may look at; None where there are none."""
+def causal_view(problem: Problem, tree: Tree, chunk: int, query: Array) -> View | None:
+    """The clusters that a chunk of causal queries (H, R, D) may look at; None where there are none."""
     xp = problem.xp
-    runs = [_run(xp, node, run, problem.is_causal) for node, run in _runs_of_chunk(problem, tree, chunk)]
+    runs = [_columns(xp, node, run, is_causal=True) for node, run in _runs_of_chunk(tree, chunk)]
     if not runs:
         return None
     logits, spreads, groups, n_groups = [], [], [], 0
@@ -189,7 +179,7 @@ def view_of_chunk(problem: Problem, tree: Tree, chunk: int, query: Array) -> Vie
         groups.append(run.group + n_groups)
         n_groups += run.n_groups
     logit = _joined(xp, logits)
-    if problem.is_causal and len(tree.nodes) > 1:
+    if len(tree.nodes) > 1:
         logit = _without_own_blocks(xp, logit, tree, runs[-1].count.shape[-1])
     return View(
         logit,
@@ -207,11 +197,8 @@ def _joined(xp: Namespace, arrays: list[Array], axis: int = -1) -> Array:
     return arrays[0] if len(arrays) == 1 else xp.concat(arrays, axis=axis)
 
 
-def _runs_of_chunk(problem: Problem, tree: Tree, chunk: int) -> Iterator[tuple[Node, int]]:
-    """Runs of blocks that a chunk may look at, the largest blocks first."""
-    if not problem.is_causal:
-        yield tree.nodes[0], 0
-        return
+def _runs_of_chunk(tree: Tree, chunk: int) -> Iterator[tuple[Node, int]]:
+    """Runs of blocks that a causal chunk may look at, the largest blocks first."""
     first = chunk * tree.layout.chunk
     smallest = len(tree.nodes) > 1
     for node in reversed(tree.nodes[smallest:]):
@@ -224,7 +211,8 @@ def _runs_of_chunk(problem: Problem, tree: Tree, chunk: int) -> Iterator[tuple[N
         yield tree.nodes[0], chunk
 
 
-def _run(xp: Namespace, node: Node, run: int, is_causal: bool) -> _Run:
+def _columns(xp: Namespace, node: Node, run: int, is_causal: bool) -> Columns:
+    """The clusters of a run of a level's blocks that share a metric."""
     clusters, level = node.clusters, node.level
     n_heads, _, n_blocks, n_clusters = clusters.count.shape
 
@@ -236,7 +224,7 @@ def _run(xp: Namespace, node: Node, run: int, is_causal: bool) -> _Run:
     if is_causal:
         group = group + integers(xp, n_blocks, group)[:, None] * level.n_coarse
         n_groups = n_groups * n_blocks
-    return _Run(
+    return Columns(
         clusters.axes[:, run, ...],
         columns(clusters.mean),
         columns(clusters.variance),
@@ -258,12 +246,12 @@ def _without_own_blocks(xp: Namespace, logit: Array, tree: Tree, n_smallest: int
     return xp.where((column < 0)[None, :] | complete, logit, -math.inf)
 
 
-def column_of_key(problem: Problem, tree: Tree, chunk: int) -> Array:
-    """Column, in the view of a chunk, of the cluster that each key is in: (H, length), -1 for none."""
-    xp = problem.xp
+def cluster_of_key(xp: Namespace, tree: Tree, chunk: int) -> Array:
+    """Number of each key's cluster, of those that a chunk may look at: (H, length), -1 for none."""
     n_heads, length = tree.visible.shape
+    runs = [(tree.nodes[0], 0)] if tree.tiles else _runs_of_chunk(tree, chunk)
     pieces, first = [], 0
-    for node, run in _runs_of_chunk(problem, tree, chunk):
+    for node, run in runs:
         # The blocks of a chunk's runs follow one another.
         labels = node.clusters.labels[:, run, ...]
         n_blocks, n_clusters = labels.shape[1], node.level.n_fine

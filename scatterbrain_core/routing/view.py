@@ -151,6 +151,8 @@ def choose(
         share = xp.where(is_row[..., None], share, 0.0)
     count, group = view.count[:, None, :], view.group
     within, between = _error_within(xp, view, share), _error_between(xp, view, share)
+    if is_row is not None:  # the spread of a query that is not finite is not
+        within = xp.where(is_row[..., None], within, 0.0)
     members = xp.matmul(xp.astype(count > 0, count.dtype), group)
     split_cost = xp.maximum(members - 1, xp.zeros_like(members))
     several = members > 1
@@ -180,8 +182,13 @@ def _share(backend: Backend, view: View, near: Partial) -> Array:
     weight = xp.exp(view.logit - ref[..., None])
     total = near.acc[..., -1] * xp.exp(near.ref - ref) + xp.sum(weight, axis=-1)
     total = xp.where(total > 0, total, 1.0)
-    share = weight / total[..., None]
-    below = math.log(LEAST_SHARE) + (ref + xp.log(total))[..., None] - view.logit
+    return floored(xp, view.logit - (ref + xp.log(total))[..., None], weight / total[..., None])
+
+
+def floored(xp: Namespace, log_share: Array, share: Array | None = None) -> Array:
+    """Shares with these logarithms, below LEAST_SHARE the smaller the less they are, but never lost."""
+    share = xp.exp(log_share) if share is None else share
+    below = math.log(LEAST_SHARE) - log_share
     return xp.where(below > 0, LEAST_SHARE / (1 + xp.where(below > 0, below, 0.0)), share)
 
 

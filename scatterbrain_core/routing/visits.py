@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from scatterbrain_core._typing import Array, Namespace
@@ -18,6 +19,8 @@ from scatterbrain_core.tiles import combined, cut, gather, integers, power_of_tw
 
 TILE = (64, 16)
 LEAST_PLACES = 8
+# Queries whose visits are worked at a time, at least; and entries of a query that are one visit.
+LEAST_ROWS, KEYS_OF_VISIT = 128, 4
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ def places_of(n_queries: int, entries: int, n_keys: int) -> int:
     return power_of_two(n_queries * entries // max(n_keys, 1), LEAST_PLACES, TILE[0])
 
 
+def rows_at_once(backend: Backend, entries: int, width: int) -> int:
+    """Queries, of all heads, whose visits may be worked at a time: whatever they and others choose."""
+    return max(LEAST_ROWS, backend.visit_elements * KEYS_OF_VISIT // max(entries * width, 1))
+
+
 @dataclass(frozen=True)
 class Opened:
     """Visits: one query row at the keys of one cluster that it opened.
@@ -65,28 +73,41 @@ class Opened:
     hi: Array
 
 
-def opened_of_chunk(backend: Backend, opened: Array, view: View, first: int, n_rows: int) -> Opened:
+def opened_of_chunk(
+    backend: Backend, opened: Array, view: View, first: int, n_rows: int, n_heads: int
+) -> Opened:
     """Visits of a chunk of queries, by cluster and then by query.
 
     Parameters
     ----------
-    opened : array of bool, shape (H, chunk, K)
+    opened : array of bool, shape (H * n_tiles, tile, K)
     first, n_rows : int
         Place of the chunk's first query among those of its head, and how many there are, R.
+    n_heads : int
+        H.
     """
     xp = backend.xp
-    n_heads, size, n_clusters = opened.shape
-    by_cluster = xp.reshape(xp.permute_dims(opened, (0, 2, 1)), (n_heads * n_clusters * size,))
+    n_tiles, size, n_clusters = opened.shape
+    by_cluster = xp.reshape(xp.permute_dims(opened, (0, 2, 1)), (n_tiles * n_clusters * size,))
     place = backend.true_places(by_cluster, lambda: where_true(xp, by_cluster)[0])
     cluster = place // size
-    row = cluster // n_clusters * n_rows + first + place % size
+    of_head = n_tiles // n_heads
+    tile = cluster // n_clusters
+    row = tile // of_head * n_rows + first + tile % of_head * size + place % size
     lo = xp.take(xp.reshape(view.start, (-1,)), cluster)
     count = xp.take(xp.astype(xp.reshape(view.count, (-1,)), lo.dtype), cluster)
     return Opened(row, lo, lo + count)
 
 
 def with_opened(
-    backend: Backend, near: Partial, query: Array, rows: slice, visits: list[Opened], keys: Keys, places: int
+    backend: Backend,
+    near: Partial,
+    query: Array,
+    rows: slice,
+    visits: list[Opened],
+    keys: Keys,
+    entries: int,
+    n_keys: int,
 ) -> Partial:
     """Partial result of some queries with the keys of the clusters that they opened.
 
@@ -97,10 +118,11 @@ def with_opened(
     query : array, shape (H, R, D)
     rows : slice
         Of the queries whose visits these are.
-    places : int
-        Of a block of visits to one cluster.
+    entries, n_keys : int
+        Entries of a query, and keys of a head.
     """
     xp, n_rows = backend.xp, query.shape[1]
+    places = places_of(n_rows, entries, n_keys)
     query = query[:, rows, :]
     shape = query.shape[:2]
     row, lo, hi = (xp.concat([getattr(part, name) for part in visits]) for name in ("row", "lo", "hi"))
@@ -114,10 +136,27 @@ def with_opened(
     flat_near = Partial(xp.reshape(near.ref, (-1,)), xp.reshape(near.acc, (-1, width)))
 
     def generic() -> Partial:
-        return merge(backend, flat_near, _by_tiles(backend, flat, in_order, keys, places))
+        part = flat_near
+        for piece in _pieces(xp, in_order, shape, rows_at_once(backend, entries, width)):
+            part = merge(backend, part, _by_tiles(backend, flat, piece, keys, places))
+        return part
 
     part = backend.with_opened(flat_near, flat, in_order, keys, generic)
     return Partial(xp.reshape(part.ref, shape), xp.reshape(part.acc, (*shape, width)))
+
+
+def _pieces(xp: Namespace, visits: Opened, shape: tuple[int, ...], most: int) -> Iterator[Opened]:
+    """Visits of so many of the queries (H, R) at a time, or of one of each head."""
+    n_heads, n_rows = shape
+    step = max(1, most // n_heads)
+    if step >= n_rows:
+        yield visits
+        return
+    for first in range(0, n_rows, step):
+        place = visits.row % n_rows
+        own, _ = where_true(xp, (place >= first) & (place < first + step))
+        if own.shape[0]:
+            yield Opened(*(xp.take(x, own) for x in (visits.row, visits.lo, visits.hi)))
 
 
 def _by_tiles(backend: Backend, query: Array, visits: Opened, keys: Keys, places: int) -> Partial:

@@ -73,5 +73,5 @@ def rows_at(xp: Namespace, x: Array, index: Array) -> Array:
     """Rows of `x`, shape (H, L, D), at positions (H, n): shape (H, n, D); differentiable in `x`."""
     n_heads, length, dim = x.shape
     row = integers(xp, n_heads, index)[:, None] * length + index
-    taken = xp.take(xp.reshape(x, (-1, dim)), xp.reshape(row, (-1,)), axis=0)
+    taken = xp.take(xp.reshape(x, (n_heads * length, dim)), xp.reshape(row, (-1,)), axis=0)
     return xp.reshape(taken, (*index.shape, dim))

@@ -17,9 +17,10 @@ class RoutedClusters:
     keys and, where causal, those of its own block exactly. Everything else it sees at first as one key a
     group, with the weight :math:`\sum_c n_c e^{q\cdot\mu_c + \sigma_c^2(q)/2}` of the group's clusters, to
     second order. Then it spends the entries left on what lowers its squared error most an entry: it opens a
-    cluster, whose keys are exact then, or splits a group into its clusters. Queries of a head share their
-    entries. Where causal, blocks are clustered once they are complete, at several sizes, and nothing depends
-    on what comes later.
+    cluster, whose keys are exact then, or splits a group into its clusters. Where causal, queries of a head
+    share their entries, blocks are clustered once they are complete, at several sizes, and nothing depends on
+    what comes later. Where not, tiles of 64 similar queries share theirs, and a tile looks at the clusters of
+    those groups alone that matter to its queries.
 
     Nothing is drawn. Time and memory are linear in the length for a given number of entries. Biased, as the
     weight and the mean value of a closed cluster are approximations.

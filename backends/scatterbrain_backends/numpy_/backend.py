@@ -8,7 +8,16 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from scatterbrain_backends.numpy_ import choosing, clustering, compiled, merging, runs, tile_partial, visiting
+from scatterbrain_backends.numpy_ import (
+    choosing,
+    clustering,
+    compiled,
+    merging,
+    query_tiles,
+    runs,
+    tile_partial,
+    visiting,
+)
 from scatterbrain_backends.numpy_.sorting import stable_argsort
 from scatterbrain_backends.numpy_.threads import map_on_threads
 from scatterbrain_core.backend import Backend
@@ -16,6 +25,8 @@ from scatterbrain_core.estimator import Projections
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.normalization import Partial
 from scatterbrain_core.problem import Problem
+from scatterbrain_core.routing.layout import Layout
+from scatterbrain_core.routing.query_tiles import QueryTiles
 from scatterbrain_core.routing.spending import Allowance
 from scatterbrain_core.routing.view import Choice, View
 from scatterbrain_core.routing.visits import Keys, Opened
@@ -185,6 +196,14 @@ class NumpyBackend(Backend):
     def far_partial(self, view: View, choice: Choice, generic: Callable[[], Partial]) -> Partial:
         """From the weights that the choice was made from."""
         return choosing.far_partial(view, choice) if isinstance(choice, choosing.Weighted) else generic()
+
+    def solve_tiles(
+        self, tiles: QueryTiles, layout: Layout, keys: Keys, query: Any, near: Partial
+    ) -> Partial | None:
+        """In compiled loops, a run of tiles at a time on each thread."""
+        if not compiled.is_available():
+            return None
+        return query_tiles.solve(self.map, tiles, layout, keys, query, near)
 
     def with_opened(
         self, near: Partial, query: Any, visits: Opened, keys: Keys, generic: Callable[[], Partial]

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from array_api_compat import numpy as xp
 
-from scatterbrain_backends.numpy_ import scratch
 from scatterbrain_core.normalization import Partial
 from scatterbrain_core.routing.spending import Allowance
 from scatterbrain_core.routing.view import Choice, View, distances
@@ -66,19 +65,19 @@ def _of_head(
     is_given, number = not np.isnan(bars[0]), logit.dtype.type
     count, group, group_cost = columns.count, columns.group, columns.group_cost
     n_queries, n_groups = logit.shape[1], len(group_cost)
-    groups, clusters = (scratch.empty((n, n_queries), logit.dtype) for n in (n_groups, len(logit)))
+    groups, clusters = (np.empty((n, n_queries), logit.dtype) for n in (n_groups, len(logit)))
     gains(logit, spread, ref, near_weight, is_row, columns.within(most), groups, clusters)
     is_split, left = np.zeros_like(groups), np.full(n_queries, most, logit.dtype)
     items = (groups, clusters, group, group_cost, count, is_split)
-    first = bar_at_mean(items, mean, is_given)
+    first = bar_at_mean(items, mean, is_given, 0.0)
     split(number(bars[0] if is_given else first), items, spread, left)
     # Which groups are split is settled.
     items, mean = (
         (groups[:0], clusters, group, group_cost[:0], count, is_split),
         mean - (most - float(left.mean())),
     )
-    second = bar_at_mean(items, mean, is_given)
-    opened, apart = (scratch.empty(logit.shape, bool) for _ in range(2))
+    second = bar_at_mean(items, mean, is_given, 0.0)
+    opened, apart = (np.empty(logit.shape, bool) for _ in range(2))
     weigh(number(bars[1] if is_given else second), logit, ref, items, left, opened)
     np.take(is_split.astype(bool), group, axis=0, out=apart, mode="clip")
     return opened, apart, clusters, (first, second)

@@ -8,7 +8,6 @@ from operator import itemgetter
 from threading import Event, Lock, Thread
 from typing import Generic, TypeVar, cast
 
-from scatterbrain_backends.numpy_ import scratch
 from scatterbrain_backends.numpy_.blas import one_blas_thread, one_blas_thread_here
 from scatterbrain_core.threads import get_num_threads
 
@@ -40,8 +39,12 @@ def map_on_threads(
         n_threads = min(get_num_threads(), len(work), most_threads or len(work)) if is_held else 1
         if n_threads > 1:
             return _Shared(function, work).done(n_threads)
-        with scratch.kept():
-            return [function(item) for item in work]
+        return [function(item) for item in work]
+
+
+def spare_threads() -> int:
+    """How many threads work that is mapped from here may take: 1 in a worker."""
+    return get_num_threads() if _stopped.get() is None else 1
 
 
 class _Shared(Generic[T, R]):
@@ -79,7 +82,7 @@ class _Shared(Generic[T, R]):
     def take(self) -> None:
         """Work on items until none is left, or until there is an error."""
         _stopped.set(self.stop)
-        with one_blas_thread_here(), scratch.kept():
+        with one_blas_thread_here():
             self._take()
 
     def _take(self) -> None:

@@ -8,57 +8,129 @@ import numpy as np
 
 from scatterbrain_backends.numpy_.compiled.loop import loop
 
-# Queries of one product with all clusters, whose result stays in the cache.
-PRODUCT_QUERIES = 256
+# Rows of one product with all clusters, whose result stays in the cache.
+PRODUCT_ROWS = 256
 
 
 @loop
-def assign(scores: Any, own: Any, slack: Any, reach: Any, labels: Any) -> None:
-    """The first of the nearest centres of each point, into `labels` (B, n).
+def kmeans(x: Any, weight: Any, metric: Any, centre: Any, eps: float, n_iterations: int, labels: Any) -> None:
+    """Labels (n,) of points (n, d) as `kmeans.kmeans` has them, from centres (K, d), which are overwritten.
 
     Parameters
     ----------
-    scores : ndarray, shape (B, n, K)
-        Overwritten.
-    own, reach : ndarray, shape (B, K)
-        What is taken off each score; and how far, times the point's slack, scores count as equal.
-    slack : ndarray, shape (B, n)
+    eps : float
+        How far, times the norms of a point and of a centre, scores count as equal.
     """
-    n_blocks, n, n_clusters = scores.shape
-    for b in range(n_blocks):
-        for i in range(n):
-            row = scores[b, i]
-            best = row.dtype.type(-np.inf)
-            for k in range(n_clusters):
-                row[k] -= own[b, k]
-                best = row[k] if row[k] > best else best
-            labels[b, i] = 0
-            for k in range(n_clusters):
-                if row[k] + slack[b, i] * reach[b, k] >= best:
-                    labels[b, i] = k
-                    break
+    n, n_clusters, zero = len(x), len(centre), x.dtype.type(0)
+    in_metric, slack = np.dot(x, metric), np.empty(n, x.dtype)
+    for i in range(n):
+        slack[i] = x.dtype.type(eps) * _norm(in_metric[i])
+    total, count = np.empty_like(centre), np.empty(n_clusters, x.dtype)
+    for iteration in range(n_iterations):
+        _assign(in_metric, slack, centre, np.dot(centre, metric), labels)
+        if iteration == n_iterations - 1:
+            return
+        total[:] = zero
+        count[:] = zero
+        add_rows(x, labels, weight, total, count)
+        for k in range(n_clusters):
+            if count[k] > zero:
+                centre[k] = total[k] / count[k]
 
 
 @loop
-def add_rows(rows: Any, labels: Any, weight: Any, total: Any) -> None:
-    """Add weighted rows (B, n, d) to the total of their cluster, (B, K, d)."""
-    for b in range(len(rows)):
-        for i in range(rows.shape[1]):
-            own, w = total[b, labels[b, i]], weight[b, i]
-            if w != 0:
-                for c in range(rows.shape[2]):
-                    own[c] += w * rows[b, i, c]
+def _assign(in_metric: Any, slack: Any, centre: Any, centre_in_metric: Any, labels: Any) -> None:
+    """The nearest centre of each point."""
+    n, n_clusters, half = len(in_metric), len(centre), in_metric.dtype.type(0.5)
+    own, reach = np.empty(n_clusters, centre.dtype), np.empty(n_clusters, centre.dtype)
+    for k in range(n_clusters):
+        square = centre.dtype.type(0)
+        for d in range(centre.shape[1]):
+            square += centre_in_metric[k, d] * centre[k, d]
+        own[k], reach[k] = half * square, _norm(centre[k])
+    scores = np.empty((min(n, PRODUCT_ROWS), n_clusters), centre.dtype)
+    for first in range(0, n, PRODUCT_ROWS):
+        last = min(first + PRODUCT_ROWS, n)
+        np.dot(in_metric[first:last], centre.T, scores[: last - first])
+        for i in range(first, last):
+            labels[i] = _nearest(scores[i - first], own, reach, slack[i])
 
 
 @loop
-def add_squares(along: Any, labels: Any, weight: Any, total: Any) -> None:
-    """Add weighted squares of rows (B, n, d) to the total of their cluster, (B, K, d)."""
-    for b in range(len(along)):
-        for i in range(along.shape[1]):
-            own, w = total[b, labels[b, i]], weight[b, i]
+def _norm(row: Any) -> Any:
+    """As `norms.norms`."""
+    zero, top, total = row.dtype.type(0), row.dtype.type(0), row.dtype.type(0)
+    for d in range(len(row)):
+        top = max(top, abs(row[d]))
+    per_top = row.dtype.type(1) / top if top > zero else zero
+    for d in range(len(row)):
+        ratio = row[d] * per_top
+        total += ratio * ratio
+    return top * np.sqrt(total)
+
+
+@loop
+def _nearest(scores: Any, own: Any, reach: Any, slack: Any) -> Any:
+    """The first of the nearest centres; scores are overwritten."""
+    best, first = scores.dtype.type(-np.inf), len(scores) - 1
+    for k in range(len(scores)):
+        scores[k] -= own[k]
+        best = scores[k] if scores[k] > best else best
+    for k in range(len(scores) - 1, -1, -1):
+        first = k if scores[k] + slack * reach[k] >= best else first
+    return first
+
+
+@loop
+def add_rows(rows: Any, labels: Any, weight: Any, total: Any, count: Any) -> None:
+    """Add weighted rows (n, d) to the total of their cluster, (K, d), and weights to its count, (K,)."""
+    for i in range(len(rows)):
+        own, w = total[labels[i]], weight[i]
+        count[labels[i]] += w
+        if w != 0:
+            for c in range(rows.shape[1]):
+                own[c] += w * rows[i, c]
+
+
+@loop
+def statistics(
+    key: Any,
+    value: Any,
+    weight: Any,
+    labels: Any,
+    axes: Any,
+    count: Any,
+    mean: Any,
+    variance: Any,
+    value_mean: Any,
+) -> None:
+    """Count (K,), mean and variance along axes (K, d) and mean value (K, dv) of clusters; zeros before."""
+    zero, one = key.dtype.type(0), key.dtype.type(1)
+    add_rows(key, labels, weight, mean, count)
+    unused = np.zeros_like(count)
+    add_rows(value, labels, weight, value_mean, unused)
+    for k in range(len(count)):
+        per_key = one / count[k] if count[k] > zero else one
+        mean[k] *= per_key
+        value_mean[k] *= per_key
+    n, dim = key.shape
+    shape = (min(n, PRODUCT_ROWS), dim)
+    apart, along = np.empty(shape, key.dtype), np.empty(shape, key.dtype)
+    for first in range(0, n, PRODUCT_ROWS):
+        last = min(first + PRODUCT_ROWS, n)
+        for i in range(first, last):
+            own, centre = apart[i - first], mean[labels[i]]
+            for d in range(dim):
+                own[d] = key[i, d] - centre[d]
+        # Deviations are taken along the axes, where the keys' own size would cost them their digits.
+        np.dot(apart[: last - first], axes, along[: last - first])
+        for i in range(first, last):
+            own, row, w = variance[labels[i]], along[i - first], weight[i]
             if w != 0:
-                for c in range(along.shape[2]):
-                    own[c] += w * along[b, i, c] * along[b, i, c]
+                for d in range(dim):
+                    own[d] += w * row[d] * row[d]
+    for k in range(len(count)):
+        variance[k] *= one / count[k] if count[k] > zero else one
 
 
 @loop
@@ -88,11 +160,11 @@ def logits(
     """
     half, n_clusters = query.dtype.type(0.5), len(mean)
     of_means, of_variances = (
-        np.empty(n_clusters * PRODUCT_QUERIES, query.dtype),
-        np.empty(n_clusters * PRODUCT_QUERIES, query.dtype),
+        np.empty(n_clusters * PRODUCT_ROWS, query.dtype),
+        np.empty(n_clusters * PRODUCT_ROWS, query.dtype),
     )
-    for first in range(0, len(query), PRODUCT_QUERIES):
-        last = min(first + PRODUCT_QUERIES, len(query))
+    for first in range(0, len(query), PRODUCT_ROWS):
+        last = min(first + PRODUCT_ROWS, len(query))
         n = last - first
         means = of_means[: n_clusters * n].reshape(n_clusters, n)
         variances = of_variances[: n_clusters * n].reshape(n_clusters, n)

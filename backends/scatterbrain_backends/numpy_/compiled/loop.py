@@ -15,7 +15,7 @@ from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 from scatterbrain_backends.numpy_ import visiting
-from scatterbrain_core.routing import selection, view
+from scatterbrain_core.routing import layout, query_tiles, selection, view
 
 # Sums may be regrouped; infinities and NaN stay what they are, as what is divided by zero. Other threads run.
 OPTIONS: dict[str, Any] = {
@@ -131,6 +131,6 @@ def loop_over_numbers(function: Callable[..., Any]) -> Any:
 @cache
 def _fingerprint() -> str:
     """Of the sources of all loops, and of the constants in them."""
-    constants = (Path(str(module.__file__)) for module in (selection, view, visiting))
+    constants = (Path(str(module.__file__)) for module in (layout, query_tiles, selection, view, visiting))
     files = [*sorted(Path(__file__).parent.glob("*.py")), *constants]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]

@@ -8,88 +8,20 @@ and 1.0 where a group is split already, of all groups by queries.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from scatterbrain_backends.numpy_.compiled.loop import loop
-from scatterbrain_core.routing.selection import CORRECTIONS, PART_OF_ENTRY, ROOM, SAMPLED_ROWS
+from scatterbrain_core.routing.selection import PART_OF_ENTRY, SAMPLED_ROWS, TIES
 
 # Queries that are worked on together.
 BLOCK = 128
-# Gains are counted by their leading digits: sign, exponent and seven bits behind it.
-DROPPED_BITS, N_DIGITS = 16, 2**15
-
-
-@loop
-def digit(gain: Any) -> Any:
-    """Leading digits of a gain, larger for a larger one."""
-    return np.float32(gain).view(np.int32) >> DROPPED_BITS
-
-
-@loop
-def sampled(items: Any) -> Any:
-    """Gains and costs of the items of some queries that gain anything, and how many queries these are."""
-    groups, clusters, group, group_cost, count, is_split = items
-    n_clusters, n_queries = clusters.shape
-    stride = max(1, n_queries // SAMPLED_ROWS)
-    n_sampled = (n_queries + stride - 1) // stride
-    gain = np.empty(n_sampled * (len(groups) + n_clusters), clusters.dtype)
-    cost = np.empty(len(gain), clusters.dtype)
-    n = 0
-    for g in range(len(groups)):
-        for r in range(0, n_queries, stride):
-            gain[n], cost[n] = groups[g, r], group_cost[g]
-            n += groups[g, r] > 0
-    for k in range(n_clusters):
-        for r in range(0, n_queries, stride):
-            gain[n], cost[n] = clusters[k, r], count[k] - is_split[group[k], r]
-            n += clusters[k, r] > 0
-    return gain[:n], cost[:n], n_sampled
-
-
-@loop
-def counted(gain: Any, cost: Any) -> Any:
-    """What items of each digit cost together."""
-    spent = np.zeros(N_DIGITS)
-    for i in range(len(gain)):
-        spent[digit(gain[i])] += cost[i]
-    return spent
-
-
-@loop
-def bar_of(gain: Any, cost: Any, spent: Any, room: float) -> float:
-    """The greatest gain that no longer fits, those above it all taken; 0 where all fit."""
-    before, d = 0.0, N_DIGITS - 1
-    while d >= 0 and (spent[d] == 0 or before + spent[d] <= room):
-        before += spent[d]
-        d -= 1
-    if d < 0:
-        return 0.0
-    own_gain, own_cost = np.empty_like(gain), np.empty_like(cost)
-    n = 0
-    for i in range(len(gain)):
-        own_gain[n], own_cost[n] = gain[i], cost[i]
-        n += digit(gain[i]) == d
-    return first_that_does_not_fit(own_gain[:n], own_cost[:n], room - before)
-
-
-@loop
-def first_that_does_not_fit(gain: Any, cost: Any, room: float) -> float:
-    """The greatest gain with which all items that gain as much cost more than the room; 0 where all fit."""
-    # The order of positive floats is that of their bits: a search by halves needs no sort.
-    low, high = np.int64(0), np.float64(np.inf).view(np.int64)
-    while high - low > 1:
-        middle = np.int64((low + high) // 2)
-        bar, total = middle.view(np.float64), 0.0
-        for i in range(len(gain)):
-            own = np.float64(cost[i])
-            total += own if gain[i] >= bar else 0.0
-        if total > max(room, 0.0):
-            low = middle
-        else:
-            high = middle
-    return np.int64(low).view(np.float64)
+# A search for a bar ends with items that gain the same within so much: they are sorted.
+NEAR = 1.1
+# The largest step of a search, and what it never goes below.
+LARGEST_STEP, LEAST = 2.0**32, 1e-300
 
 
 @loop
@@ -110,52 +42,127 @@ def spent_above(bars: Any, items: Any, first: int, last: int, spent: Any) -> Non
 
 
 @loop
-def bar_at_mean(items: Any, mean: float, is_given: bool) -> float:
-    """The bar at which queries spend the mean; where none is given, the least tried that holds for all."""
-    groups, clusters = items[0], items[1]
-    gain, cost, n_sampled = sampled(items)
-    digits = counted(gain, cost)
-    n_queries = clusters.shape[1]
-    limit, bar = mean, np.inf
-    bars, spent = np.empty(BLOCK, clusters.dtype), np.empty(BLOCK, clusters.dtype)
-    for _ in range(CORRECTIONS):
-        tried = bar_of(gain, cost, digits, limit * n_sampled + PART_OF_ENTRY)
-        if is_given or n_sampled == n_queries:
-            return tried
-        bars[:] = tried
-        total = 0.0
-        for first in range(0, n_queries, BLOCK):
-            last = min(first + BLOCK, n_queries)
-            spent_above(bars, items, first, last, spent)
-            for j in range(last - first):
-                total += spent[j]
-        total /= n_queries
-        if total <= ROOM * mean and tried < bar:
-            bar = tried
-        limit = limit * mean / (total if total > 0 else 1.0)
-    return bar if bar < np.inf else max(_greatest(groups), _greatest(clusters))
+def bar_at(items: Any, room: float, hint: float) -> float:
+    """The greatest gain that no longer fits into the room, those above it all taken; 0 if all fit.
+
+    Parameters
+    ----------
+    hint : float
+        Near what is found, for speed.
+    """
+    bars, spent = np.empty(items[1].shape[1], items[1].dtype), np.empty(items[1].shape[1], items[1].dtype)
+    # All above `high` fit, all above `low` do not.
+    low, high, step = 0.0, hint if hint > LEAST else 1.0, 1.15
+    above = _spent_in_all(high, items, bars, spent)
+    if above > room:
+        while above > room:
+            low, high, step = high, high * step, min(step * step, LARGEST_STEP)
+            above = _spent_in_all(high, items, bars, spent)
+    else:
+        low = high / step
+        found = _spent_in_all(low, items, bars, spent)
+        while found <= room and low > LEAST:
+            step = min(step * step, LARGEST_STEP)
+            low, high, above = low / step, low, found
+            found = _spent_in_all(low, items, bars, spent)
+        if low <= LEAST:
+            low = 0.0
+            if _spent_in_all(low, items, bars, spent) <= room:
+                return 0.0
+    while low > 0 and high > low * NEAR:
+        middle = math.sqrt(low) * math.sqrt(high)
+        found = _spent_in_all(middle, items, bars, spent)
+        if found <= room:
+            high, above = middle, found
+        else:
+            low = middle
+    gain, cost = _between(low, high, items)
+    return _first_that_does_not_fit(gain, cost, room - above)
 
 
 @loop
-def _greatest(gain: Any) -> float:
-    top = 0.0
-    for i in range(len(gain)):
-        for r in range(gain.shape[1]):
-            top = max(top, gain[i, r])
-    return top
+def _spent_in_all(bar: float, items: Any, bars: Any, spent: Any) -> float:
+    """What all queries spend on what gains more than a bar."""
+    bars[:] = bar
+    spent_above(bars, items, 0, len(bars), spent)
+    total = 0.0
+    for j in range(len(bars)):
+        total += spent[j]
+    return total
+
+
+@loop
+def _between(low: float, high: float, items: Any) -> Any:
+    """Gains and costs of the items above one bar and not above another."""
+    groups, clusters, group, group_cost, count, is_split = items
+    number, n_queries, n = clusters.dtype.type, clusters.shape[1], 0
+    least, most = number(low), number(high)
+    gain, cost = np.empty(BLOCK, clusters.dtype), np.empty(BLOCK, clusters.dtype)
+    for i in range(len(groups) + len(clusters)):
+        k = i - len(groups)
+        row = groups[i] if k < 0 else clusters[k]
+        n_found = 0
+        for j in range(n_queries):
+            n_found += least < row[j] <= most
+        if n + n_found > len(gain):
+            gain, cost = longer(gain, n + n_found), longer(cost, n + n_found)
+        if n_found > 0:
+            for j in range(n_queries):
+                if least < row[j] <= most:
+                    gain[n] = row[j]
+                    cost[n] = group_cost[i] if k < 0 else count[k] - is_split[group[k], j]
+                    n += 1
+    return gain[:n], cost[:n]
+
+
+@loop
+def longer(x: Any, least: int) -> Any:
+    """An array with the same numbers, and place for at least so many."""
+    found = np.empty(max(2 * len(x), least), x.dtype)
+    found[: len(x)] = x
+    return found
+
+
+@loop
+def _first_that_does_not_fit(gain: Any, cost: Any, room: float) -> float:
+    """The gain of the first item, the greatest first, with which they cost more than the room; 0 if none."""
+    order, total = np.argsort(gain), 0.0
+    for i in range(len(gain) - 1, -1, -1):
+        total += cost[order[i]]
+        if total > room:
+            return gain[order[i]]
+    return 0.0
+
+
+@loop
+def bar_at_mean(items: Any, mean: float, is_part: bool, hint: float) -> float:
+    """The bar at which queries spend the mean: all, or a sample of them."""
+    groups, clusters, group, group_cost, count, is_split = items
+    n_queries = clusters.shape[1]
+    stride = max(1, n_queries // SAMPLED_ROWS) if is_part else 1
+    if stride > 1:
+        groups, clusters, is_split = (
+            groups[:, ::stride].copy(),
+            clusters[:, ::stride].copy(),
+            is_split[:, ::stride].copy(),
+        )
+        n_queries = clusters.shape[1]
+    items = (groups, clusters, group, group_cost, count, is_split)
+    return bar_at(items, max(mean * n_queries + PART_OF_ENTRY, 0.0), hint)
 
 
 @loop
 def bars_of_queries(bar: Any, items: Any, most: Any, first: int, last: int, bars: Any) -> None:
-    """The bar, or where a query would spend more than its most, the greatest gain that no longer fits."""
+    """What gains of a query must exceed: the bar, or the greatest that no longer fits within its most."""
     number, spent = bars.dtype.type, np.empty_like(bars)
+    tied = number(1) + number(TIES) * np.finfo(bars.dtype).eps
     for j in range(last - first):
-        bars[j] = bar
+        bars[j] = bar * tied
     spent_above(bars, items, first, last, spent)
     for j in range(last - first):
         room = most[first + j] + number(PART_OF_ENTRY)
         if not spent[j] <= room:
-            bars[j] = max(bar, _bar_of_query(items, room, first + j))
+            bars[j] = max(bar, _bar_of_query(items, room, first + j)) * tied
 
 
 @loop
@@ -169,4 +176,4 @@ def _bar_of_query(items: Any, room: Any, r: int) -> Any:
         gain[g], cost[g] = groups[g, r], group_cost[g]
     for k in range(len(clusters)):
         gain[n_groups + k], cost[n_groups + k] = clusters[k, r], count[k] - is_split[group[k], r]
-    return clusters.dtype.type(first_that_does_not_fit(gain, cost, room))
+    return clusters.dtype.type(_first_that_does_not_fit(gain, cost, room))

@@ -1,0 +1,439 @@
+"""Tiles of queries, from what they look at to what they open: `routing.query_tiles` in loops.
+
+All arrays of a tile stay in the cache. As in `compiled.choosing`, clusters and groups are rows and queries
+columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from scatterbrain_backends.numpy_.compiled.choosing import LOG_LEAST_SHARE, gains, split, weigh
+from scatterbrain_backends.numpy_.compiled.exponential import exponential, logarithm
+from scatterbrain_backends.numpy_.compiled.loop import loop
+from scatterbrain_backends.numpy_.compiled.rows import gather
+from scatterbrain_backends.numpy_.compiled.selection import bar_at_mean, longer
+from scatterbrain_core.routing.layout import TILE
+from scatterbrain_core.routing.query_tiles import LEAST_WEIGHT
+from scatterbrain_core.routing.view import LEAST_SHARE, LEAST_SPREAD
+
+# Rows of the numbers of clusters and of groups: keys, unit of variances and most units, log of keys.
+COUNT, UNIT, MOST, SIZE = range(4)
+# Of clusters: what squares of shares and of their deviations count for, part of the keys of the group.
+SQUARES, DEVIATIONS, PART = range(4, 7)
+# Of groups: squared distance of the keys from their mean, clusters that are not empty.
+WIDTH, MEMBERS = range(4, 6)
+
+
+@loop
+def solve(
+    query: Any,
+    order: Any,
+    is_row: Any,
+    axes: Any,
+    clusters: Any,
+    groups: Any,
+    group_of: Any,
+    limits: Any,
+    near: Any,
+    in_order: Any,
+) -> Any:
+    """Merge what tiles of queries see of clusters into their partial results; gives what they open.
+
+    Parameters
+    ----------
+    query : ndarray, shape (Lq, D)
+    order, is_row : ndarray of int and of bool, shape (L,), whole tiles
+        Place of a query, in the order of their tiles, Lq or more for none; and whether there is one.
+    axes : ndarray, shape (D, D)
+    clusters, groups : tuple of ndarray
+        Of K clusters and of G groups: means (K, D), variances in units (K, D), values with 1.0 behind them
+        (K, Dv + 1), and numbers (7, K) and (6, G).
+    group_of : ndarray of int, shape (K,)
+    limits : tuple
+        Entries that a query may add on average, those that any may add, clusters that a tile looks at.
+    near : tuple of ndarray, shape (Lq,) and (Lq, Dv + 1)
+        Reference and sums of each query on other keys.
+    in_order : tuple of ndarray, shape (L, D), (L,) and (L, Dv + 1)
+        Written to: queries, references and sums in the order of the tiles, near each other as visits are.
+
+    Returns
+    -------
+    row, cluster : ndarray of int, shape (n_visits,)
+        By tile; a row is a place in the order.
+    """
+    queries, ref, acc = in_order
+    row, cluster = np.empty(len(order), np.int64), np.empty(len(order), np.int64)
+    n_visits, bars = 0, np.zeros(2)
+    for first in range(0, len(order), TILE):
+        last = first + TILE
+        there, own, own_ref, own_acc = (
+            is_row[first:last],
+            queries[first:last],
+            ref[first:last],
+            acc[first:last],
+        )
+        _gather_tile(query, near, order[first:last], own, own_ref, own_acc)
+        columns, numbers, values, logit, spread = _see(
+            own, there, axes, clusters, groups, group_of, limits[2]
+        )
+        top, near_weight = _tops(logit, own_ref, own_acc)
+        seen = (logit, spread, top, near_weight, there)
+        weights, opened = _choose(seen, columns, group_of, numbers, groups[3], limits, bars)
+        _merge(np.dot(weights.T, values), top, own_ref, own_acc)
+        for c in range(len(columns)):
+            if columns[c] >= len(group_of):
+                break
+            if n_visits + TILE > len(row):
+                row, cluster = longer(row, 0), longer(cluster, 0)
+            n_visits = _add_visits(opened[c], first, columns[c], row, cluster, n_visits)
+    return row[:n_visits], cluster[:n_visits]
+
+
+@loop
+def to_own_order(order: Any, in_order: Any, near: Any) -> None:
+    """Partial results in the order of tiles to where their queries are."""
+    for i in range(len(order)):
+        if order[i] < len(near[0]):
+            near[0][order[i]] = in_order[1][i]
+            own, found = near[1][order[i]], in_order[2][i]
+            for c in range(len(own)):
+                own[c] = found[c]
+
+
+@loop
+def _gather_tile(query: Any, near: Any, places: Any, own: Any, own_ref: Any, own_acc: Any) -> None:
+    """Queries of a tile and their partial results; where there is none, what has seen nothing."""
+    for j in range(TILE):
+        i = places[j]
+        is_query = i < len(query)
+        own_ref[j] = near[0][i] if is_query else -np.inf
+        for d in range(query.shape[1]):
+            own[j, d] = query[i, d] if is_query else 0.0
+        for c in range(own_acc.shape[1]):
+            own_acc[j, c] = near[1][i, c] if is_query else 0.0
+
+
+@loop
+def _see(
+    query: Any, there: Any, axes: Any, clusters: Any, groups: Any, group_of: Any, n_looked: float
+) -> Any:
+    """What a tile has columns for, their numbers and values, and its logits and spreads of them."""
+    along = np.dot(query, axes)
+    along *= along
+    shape = (len(groups[0]), TILE)
+    logit, spread = np.empty(shape, query.dtype), np.empty(shape, query.dtype)
+    value = np.empty((len(groups[0]), clusters[2].shape[1]), query.dtype)
+    _groups(query, along, there, axes, clusters, groups, group_of, logit, spread, value)
+    is_looked = _looked(logit, spread, there, groups[3], n_looked)
+    columns = _columns(is_looked, group_of, clusters[3][COUNT], groups[3][COUNT])
+    numbers, values = _gathered(columns, clusters, groups, value)
+    own_logit, own_spread = _logits(query, along, columns, clusters, numbers, logit, spread)
+    return columns, numbers, values, own_logit, own_spread
+
+
+@loop
+def _merge(sums: Any, top: Any, ref: Any, acc: Any) -> None:
+    """Add the sums of a tile, as exp(top) * sums, to the partial results of its queries."""
+    for j in range(TILE):
+        if sums[j, -1] > 0:
+            kept, own, more = exponential(ref[j] - top[j]), acc[j], sums[j]
+            for c in range(len(own)):
+                own[c] = own[c] * kept + more[c]
+            ref[j] = top[j]
+
+
+@loop
+def _add_visits(opened: Any, start: int, cluster: int, rows: Any, opened_by: Any, n: int) -> int:
+    """Write behind n visits those of a tile to one cluster, and give how many there are then."""
+    n_opened = 0
+    for j in range(TILE):
+        n_opened += opened[j]
+    if n_opened == 0:
+        return n
+    for j in range(TILE):
+        rows[n], opened_by[n] = start + j, cluster
+        n += opened[j]
+    return n
+
+
+@loop
+def by_cluster(row: Any, cluster: Any, start: Any, count: Any) -> Any:
+    """Visits of clusters in order of the clusters' slots: query row, first slot and last."""
+    n_clusters = len(start)
+    at = np.zeros(n_clusters + 1, np.int64)
+    for i in range(len(cluster)):
+        at[cluster[i] + 1] += 1
+    for k in range(n_clusters):
+        at[k + 1] += at[k]
+    rows, lo, hi = np.empty_like(row), np.empty_like(row), np.empty_like(row)
+    for i in range(len(row)):
+        k = cluster[i]
+        place = at[k]
+        at[k] += 1
+        rows[place], lo[place] = row[i], start[k]
+        hi[place] = start[k] + np.int64(count[k])
+    return rows, lo, hi
+
+
+@loop
+def _groups(
+    query: Any,
+    along: Any,
+    there: Any,
+    axes: Any,
+    clusters: Any,
+    groups: Any,
+    group_of: Any,
+    logit: Any,
+    spread: Any,
+    value: Any,
+) -> None:
+    """Logits, spreads and values of groups as one cluster each."""
+    number = query.dtype.type
+    zero, one = number(0), number(1)
+    _second_order(query, along, groups, logit, spread)
+    centre = _centre(query, there)
+    squares = np.dot(centre, axes)
+    squares *= squares
+    as_one, apart = _at(groups, centre, squares), _at(clusters, centre, squares)
+    top = max(zero if len(apart) == 0 else apart.max(), np.finfo(query.dtype).min)
+    total = np.zeros(len(value), query.dtype)
+    for k in range(len(apart)):
+        apart[k] = exponential(apart[k] - top)
+    for k in range(len(apart)):
+        total[group_of[k]] += apart[k]
+    for g in range(len(value)):
+        is_known = total[g] > number(LEAST_WEIGHT)
+        more = logarithm(total[g] if is_known else one) + top - as_one[g] if is_known else zero
+        for j in range(TILE):
+            logit[g, j] += more
+        for c in range(value.shape[1]):
+            value[g, c] = zero if is_known else groups[2][g, c]
+        total[g] = one / total[g] if is_known else zero
+    _add_values(apart, total, clusters[2], group_of, value)
+
+
+@loop
+def _add_values(weight: Any, per_total: Any, values: Any, group_of: Any, value: Any) -> None:
+    """Add values by the part of a cluster in the weight of its group, where that is known."""
+    zero, one = weight.dtype.type(0), weight.dtype.type(1)
+    for k in range(len(weight)):
+        part = weight[k] * per_total[group_of[k]]
+        if part > zero:
+            own, of_group = values[k], value[group_of[k]]
+            for c in range(len(own)):
+                of_group[c] += part * own[c]
+    for g in range(len(value)):
+        value[g, -1] = one
+
+
+@loop
+def _second_order(query: Any, along: Any, groups: Any, logit: Any, spread: Any) -> None:
+    """Logits and spreads of groups as one cluster each."""
+    half, numbers = query.dtype.type(0.5), groups[3]
+    np.dot(groups[0], query.T, logit)
+    np.dot(groups[1], along.T, spread)
+    for g in range(len(logit)):
+        unit, most, size = numbers[UNIT, g], numbers[MOST, g], numbers[SIZE, g]
+        for j in range(TILE):
+            own = (spread[g, j] if spread[g, j] < most else most) * unit
+            spread[g, j] = own
+            logit[g, j] += half * own + size
+
+
+@loop
+def _centre(query: Any, there: Any) -> Any:
+    """Mean of the queries of a tile that are rows."""
+    one, centre = query.dtype.type(1), np.zeros(query.shape[1], query.dtype)
+    n = query.dtype.type(0)
+    for j in range(TILE):
+        if there[j]:
+            n += one
+            for d in range(len(centre)):
+                centre[d] += query[j, d]
+    for d in range(len(centre)):
+        centre[d] /= n if n > one else one
+    return centre
+
+
+@loop
+def _at(clusters: Any, query: Any, squares: Any) -> Any:
+    """Logits of clusters for one query."""
+    numbers, half = clusters[3], query.dtype.type(0.5)
+    found, variances = np.dot(clusters[0], query), np.dot(clusters[1], squares)
+    for k in range(len(found)):
+        most = numbers[MOST, k]
+        own = (variances[k] if variances[k] < most else most) * numbers[UNIT, k]
+        found[k] += half * own + numbers[SIZE, k]
+    return found
+
+
+@loop
+def _looked(logit: Any, spread: Any, there: Any, numbers: Any, n_looked: float) -> Any:
+    """Which groups a tile looks at."""
+    n_groups, number = len(logit), logit.dtype.type
+    zero, one = number(0), number(1)
+    error, total, top = np.empty_like(logit), np.zeros(TILE, logit.dtype), np.full(TILE, -np.inf, logit.dtype)
+    for g in range(n_groups):
+        for j in range(TILE):
+            top[j] = logit[g, j] if logit[g, j] > top[j] else top[j]
+    for j in range(TILE):
+        top[j] = top[j] if top[j] > -np.inf else zero
+    for g in range(n_groups):
+        width = numbers[WIDTH, g]
+        for j in range(TILE):
+            below = number(LOG_LEAST_SHARE) - (logit[g, j] - top[j])
+            floor, plain = number(LEAST_SHARE) / (one + below), exponential(logit[g, j] - top[j])
+            share, first_order = floor if below > zero else plain, spread[g, j]
+            second_order = exponential(first_order) - one
+            within = (second_order if second_order > first_order else first_order) + number(LEAST_SPREAD)
+            error[g, j] = share * share * within * width if there[j] else zero
+            total[j] += error[g, j]
+    for j in range(TILE):
+        total[j] = one / total[j] if total[j] > zero else zero
+    score = np.zeros(n_groups, logit.dtype)
+    for g in range(n_groups):
+        for j in range(TILE):
+            score[g] -= error[g, j] * total[j]
+    n_clusters, is_looked = zero, np.empty(n_groups, np.bool_)
+    for g in np.argsort(score, kind="mergesort"):
+        is_looked[g] = n_clusters < number(n_looked)
+        n_clusters += numbers[MEMBERS, g]
+    return is_looked
+
+
+@loop
+def _columns(is_looked: Any, group_of: Any, count: Any, group_count: Any) -> Any:
+    """Numbers of the clusters that a tile looks at, and behind them of the other groups, from K on."""
+    n_clusters, n_groups = len(group_of), len(is_looked)
+    chosen = np.empty(n_clusters + n_groups, np.int64)
+    n = 0
+    for k in range(n_clusters):
+        chosen[n] = k
+        n += is_looked[group_of[k]] and count[k] > 0
+    for g in range(n_groups):
+        chosen[n] = n_clusters + g
+        n += not is_looked[g] and group_count[g] > 0
+    return chosen[:n]
+
+
+@loop
+def _gathered(columns: Any, clusters: Any, groups: Any, value: Any) -> Any:
+    """Numbers and values of what a tile has columns for; a group is of no width, alone in its group."""
+    n_clusters, zero, one = len(clusters[0]), value.dtype.type(0), value.dtype.type(1)
+    numbers = np.empty((7, len(columns)), value.dtype)
+    values = np.empty((len(columns), value.shape[1]), value.dtype)
+    for c in range(len(columns)):
+        k = columns[c]
+        is_cluster = k < n_clusters
+        g = 0 if is_cluster else k - n_clusters
+        own, row = clusters[2][k] if is_cluster else value[g], values[c]
+        for d in range(len(row)):
+            row[d] = own[d]
+        for i in range(SIZE + 1):
+            numbers[i, c] = clusters[3][i, k] if is_cluster else groups[3][i, g]
+        numbers[SQUARES, c] = clusters[3][SQUARES, k] if is_cluster else zero
+        numbers[DEVIATIONS, c] = clusters[3][DEVIATIONS, k] if is_cluster else zero
+        numbers[PART, c] = clusters[3][PART, k] if is_cluster else one
+    return numbers, values
+
+
+@loop
+def _logits(
+    query: Any, along: Any, columns: Any, clusters: Any, numbers: Any, of_groups: Any, spread_of_groups: Any
+) -> Any:
+    """Logits and spreads of what a tile has columns for."""
+    n_clusters, half, n = len(clusters[0]), query.dtype.type(0.5), 0
+    while n < len(columns) and columns[n] < n_clusters:
+        n += 1
+    shape = (len(columns), TILE)
+    logit, spread = np.empty(shape, query.dtype), np.empty(shape, query.dtype)
+    mean, variance = np.empty((n, query.shape[1]), query.dtype), np.empty((n, query.shape[1]), query.dtype)
+    gather(clusters[0], columns[:n], mean)
+    gather(clusters[1], columns[:n], variance)
+    np.dot(mean, query.T, logit[:n])
+    np.dot(variance, along.T, spread[:n])
+    for c in range(n):
+        unit, most, size = numbers[UNIT, c], numbers[MOST, c], numbers[SIZE, c]
+        for j in range(TILE):
+            own = (spread[c, j] if spread[c, j] < most else most) * unit
+            spread[c, j] = own
+            logit[c, j] += half * own + size
+    for c in range(n, len(columns)):
+        g = columns[c] - n_clusters
+        for j in range(TILE):
+            logit[c, j], spread[c, j] = of_groups[g, j], spread_of_groups[g, j]
+    return logit, spread
+
+
+@loop
+def _tops(logit: Any, ref: Any, acc: Any) -> Any:
+    """Largest logit of each query, 0 without any, and the weight of its other keys in units of that."""
+    top = ref.copy()
+    for c in range(len(logit)):
+        for j in range(TILE):
+            top[j] = logit[c, j] if logit[c, j] > top[j] else top[j]
+    weight = np.empty_like(top)
+    for j in range(TILE):
+        top[j] = top[j] if top[j] != -np.inf else logit.dtype.type(0)
+        weight[j] = acc[j, -1] * exponential(ref[j] - top[j])
+    return top, weight
+
+
+@loop
+def _choose(
+    seen: Any, columns: Any, group_of: Any, numbers: Any, group_numbers: Any, limits: Any, bars: Any
+) -> Any:
+    """Weights of what is not opened, and what is: as `numpy_.choosing`. Bars are those of a tile before."""
+    logit, spread, ref, near_weight, there = seen
+    number, n_groups, count = logit.dtype.type, group_numbers.shape[1], numbers[COUNT]
+    most = limits[1]
+    n_there = 0
+    for j in range(TILE):
+        n_there += there[j]
+    mean = limits[0] * n_there / TILE
+    group, group_cost = _members(columns, group_of, group_numbers)
+    costs = _per_cost(group, group_cost, numbers, number(most))
+    groups, clusters = np.empty((n_groups, TILE), logit.dtype), np.empty(logit.shape, logit.dtype)
+    gains(logit, spread, ref, near_weight, there, costs, groups, clusters)
+    is_split, left = np.zeros((n_groups, TILE), logit.dtype), np.full(TILE, number(most))
+    items = (groups, clusters, group, group_cost, count, is_split)
+    bars[0] = bar_at_mean(items, mean, False, bars[0])
+    split(number(bars[0]), items, spread, left)
+    spent = 0.0
+    for j in range(TILE):
+        spent += most - left[j]
+    items = (groups[:0], clusters, group, group_cost[:0], count, is_split)
+    bars[1] = bar_at_mean(items, mean - spent / TILE, False, bars[1])
+    opened = np.empty(logit.shape, np.bool_)
+    weigh(number(bars[1]), logit, ref, items, left, opened)
+    return clusters, opened
+
+
+@loop
+def _members(columns: Any, group_of: Any, numbers: Any) -> Any:
+    """The group of what a tile has columns for, and what it costs to split each group."""
+    zero, one = numbers.dtype.type(0), numbers.dtype.type(1)
+    group, cost = np.empty_like(columns), np.zeros(numbers.shape[1], numbers.dtype)
+    for c in range(len(columns)):
+        is_cluster = columns[c] < len(group_of)
+        group[c] = group_of[columns[c]] if is_cluster else columns[c] - len(group_of)
+        members = numbers[MEMBERS, group[c]]
+        cost[group[c]] = members - one if is_cluster else zero
+    return group, cost
+
+
+@loop
+def _per_cost(group: Any, group_cost: Any, numbers: Any, most: Any) -> Any:
+    """Columns of `compiled.choosing.gains` for queries that may spend so much."""
+    zero, one, count = numbers.dtype.type(0), numbers.dtype.type(1), numbers[COUNT]
+    per_key, per_other, per_member = np.empty_like(count), np.empty_like(count), np.empty_like(group_cost)
+    for c in range(len(count)):
+        per_key[c] = one / count[c] if zero < count[c] <= most else zero
+        per_other[c] = one / (count[c] - one) if count[c] > one else zero
+    for g in range(len(group_cost)):
+        per_member[g] = one / group_cost[g] if zero < group_cost[g] <= most else zero
+    return group, numbers[SQUARES], numbers[DEVIATIONS], numbers[PART], per_key, per_other, per_member
