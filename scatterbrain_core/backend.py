@@ -253,6 +253,16 @@ class Backend:
         """
         return generic()
 
+    def two_largest(self, x: Array, generic: Callable[[], Array]) -> Array:  # noqa: ARG002
+        """The two largest of each row (..., K) as one number, as `routing.query_tiles.two_largest`.
+
+        Parameters
+        ----------
+        generic : callable
+            Gives the result by array-API code.
+        """
+        return generic()
+
     def cluster_statistics(
         self,
         key: Array,  # noqa: ARG002

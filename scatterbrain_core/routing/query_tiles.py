@@ -115,9 +115,11 @@ def tiles_of(backend: Backend, query: Array, is_row: Array, columns: Columns) ->
     xp, overview = backend.xp, overview_of(backend.xp, columns)
     n_heads, n_queries, dim = query.shape
     more = -n_queries % TILE
-    query = xp.concat([backend.stop_gradient(query), zeros(xp, (n_heads, more, dim), query)], axis=1)
-    hidden = zeros(xp, (n_heads, more), query) > 0
-    is_row = xp.concat([is_row, hidden], axis=1) & xp.isfinite(xp.sum(xp.abs(query), axis=-1))
+    query = backend.stop_gradient(query)
+    if more:
+        query = xp.concat([query, zeros(xp, (n_heads, more, dim), query)], axis=1)
+        is_row = xp.concat([is_row, zeros(xp, (n_heads, more), query) > 0], axis=1)
+    is_row = is_row & xp.isfinite(xp.sum(xp.abs(query), axis=-1))
     order = xp.argsort(_two_groups(backend, query, is_row, overview), axis=-1, stable=True)
     return QueryTiles(columns, overview, order, xp.take_along_axis(is_row, order, axis=-1))
 
@@ -135,11 +137,15 @@ def _two_groups(backend: Backend, query: Array, is_row: Array, overview: Overvie
     logit = xp.matmul(query, xp.matrix_transpose(backend.stop_gradient(overview.mean)))
     logit = logit + xp.log(xp.where(there, overview.count, 1.0))[:, None, :]
     logit = xp.where(there[:, None, :], logit, -math.inf)
-    n_groups = logit.shape[-1]
-    first = xp.argmax(logit, axis=-1)
-    is_first = first[..., None] == integers(xp, n_groups, first)
-    second = xp.argmax(xp.where(is_first, -math.inf, logit), axis=-1)
-    return xp.where(is_row, first * n_groups + second, n_groups * n_groups)
+    two = backend.two_largest(logit, lambda: two_largest(xp, logit))
+    return xp.where(is_row, two, logit.shape[-1] ** 2)
+
+
+def two_largest(xp: Namespace, x: Array) -> Array:
+    """The places i, j of the two largest of each row (..., K) as i K + j; j is 0 without a second."""
+    n, first = x.shape[-1], xp.argmax(x, axis=-1)
+    is_first = first[..., None] == integers(xp, n, first)
+    return first * n + xp.argmax(xp.where(is_first, -math.inf, x), axis=-1)
 
 
 def look(backend: Backend, tiles: QueryTiles, layout: Layout, query: Array, rows: slice) -> Looked:

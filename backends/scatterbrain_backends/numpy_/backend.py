@@ -148,6 +148,10 @@ class NumpyBackend(Backend):
         """In compiled loops."""
         return clustering.kmeans(x, weight, metric, n_clusters) if compiled.is_available() else generic()
 
+    def two_largest(self, x: Any, generic: Callable[[], Any]) -> Any:
+        """In a compiled loop."""
+        return clustering.two_largest(x) if compiled.is_available() else generic()
+
     def cluster_statistics(
         self,
         key: Any,

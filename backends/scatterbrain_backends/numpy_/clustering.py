@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from array_api_compat import numpy as xp
 
-from scatterbrain_core.kmeans import ITERATIONS, SLACK, spread_points
+from scatterbrain_core.kmeans import ITERATIONS, SLACK
 from scatterbrain_core.routing.view import MOST_SPREAD
 
 
@@ -18,15 +17,23 @@ def kmeans(x: Any, weight: Any, metric: Any, n_clusters: int) -> Any:
     """Labels of points (..., n, d), as `kmeans.kmeans`."""
     from scatterbrain_backends.numpy_.compiled import clustering as compiled
 
-    centre: Any = spread_points(xp, x, weight, n_clusters)
     labels = np.empty(x.shape[:-1], np.intp)
     lead = x.shape[:-2]
     metric = np.broadcast_to(metric, (*lead, *metric.shape[-2:]))
     eps = SLACK * float(np.finfo(x.dtype).eps)
     for b in np.ndindex(lead):
-        arrays = (np.ascontiguousarray(y[b]) for y in (x, weight, metric, centre))
-        compiled.kmeans(*arrays, eps, ITERATIONS, labels[b])
+        arrays = (np.ascontiguousarray(y[b]) for y in (x, weight, metric))
+        compiled.kmeans(*arrays, n_clusters, eps, ITERATIONS, labels[b])
     return labels
+
+
+def two_largest(x: Any) -> Any:
+    """The places i, j of the two largest of each row (..., K) as i K + j, as `routing.query_tiles`."""
+    from scatterbrain_backends.numpy_.compiled import clustering as compiled
+
+    found = np.empty(x.shape[:-1], np.intp)
+    compiled.two_largest(x.reshape(-1, x.shape[-1]), found.reshape(-1))
+    return found
 
 
 def statistics(key: Any, value: Any, weight: Any, labels: Any, axes: Any, n_clusters: int) -> tuple[Any, ...]:

@@ -42,8 +42,8 @@ def solve(
         widths = ((query.shape[2],), (), near.acc.shape[2:])
         in_order = tuple(np.empty((len(order), *width), query.dtype) for width in widths)
         own = near.ref[h], near.acc[h]
-        row, cluster = query_tiles.solve(query[h], order, is_row, *heads[h], limits, own, in_order)
-        visits = query_tiles.by_cluster(row, cluster, columns.start[h], columns.count[h])
+        opened = query_tiles.solve(query[h], order, is_row, *heads[h], limits, own, in_order)
+        visits = query_tiles.by_cluster(*opened, columns.start[h], columns.count[h])
         visiting.merge(in_order[0], *visits, keys.order, keys.key, keys.weighted_value, *in_order[1:])
         query_tiles.to_own_order(order, in_order, own)
 

@@ -13,15 +13,18 @@ PRODUCT_ROWS = 256
 
 
 @loop
-def kmeans(x: Any, weight: Any, metric: Any, centre: Any, eps: float, n_iterations: int, labels: Any) -> None:
-    """Labels (n,) of points (n, d) as `kmeans.kmeans` has them, from centres (K, d), which are overwritten.
+def kmeans(
+    x: Any, weight: Any, metric: Any, n_clusters: int, eps: float, n_iterations: int, labels: Any
+) -> None:
+    """Labels (n,) of points (n, d) as `kmeans.kmeans` has them.
 
     Parameters
     ----------
     eps : float
         How far, times the norms of a point and of a centre, scores count as equal.
     """
-    n, n_clusters, zero = len(x), len(centre), x.dtype.type(0)
+    n, zero = len(x), x.dtype.type(0)
+    centre = _spread_points(x, weight, n_clusters)
     in_metric, slack = np.dot(x, metric), np.empty(n, x.dtype)
     for i in range(n):
         slack[i] = x.dtype.type(eps) * _norm(in_metric[i])
@@ -36,6 +39,23 @@ def kmeans(x: Any, weight: Any, metric: Any, centre: Any, eps: float, n_iteratio
         for k in range(n_clusters):
             if count[k] > zero:
                 centre[k] = total[k] / count[k]
+
+
+@loop
+def _spread_points(x: Any, weight: Any, n_clusters: int) -> Any:
+    """Points in the middle of `n_clusters` runs of as many points that are there."""
+    number, points = x.dtype.type, np.empty((n_clusters, x.shape[1]), x.dtype)
+    n, total = len(x), number(0)
+    for i in range(n):
+        total += weight[i]
+    i, rank = 0, weight[0]
+    for c in range(n_clusters):
+        wanted = number(2 * c + 1) * total
+        while i < n - 1 and number(2 * n_clusters) * rank < wanted:
+            i += 1
+            rank += weight[i]
+        points[c] = x[i]
+    return points
 
 
 @loop
@@ -72,13 +92,14 @@ def _norm(row: Any) -> Any:
 @loop
 def _nearest(scores: Any, own: Any, reach: Any, slack: Any) -> Any:
     """The first of the nearest centres; scores are overwritten."""
-    best, first = scores.dtype.type(-np.inf), len(scores) - 1
+    best = scores.dtype.type(-np.inf)
     for k in range(len(scores)):
         scores[k] -= own[k]
         best = scores[k] if scores[k] > best else best
-    for k in range(len(scores) - 1, -1, -1):
-        first = k if scores[k] + slack * reach[k] >= best else first
-    return first
+    for k in range(len(scores)):
+        if scores[k] + slack * reach[k] >= best:
+            return k
+    return 0
 
 
 @loop
@@ -178,3 +199,19 @@ def logits(
                 own = (in_units[j] if in_units[j] < limit else limit) * own_unit
                 own_spread[j] = own
                 own_logit[j] = product[j] + (half * own + own_size)
+
+
+@loop
+def two_largest(x: Any, found: Any) -> None:
+    """Of rows (n, K), the places i, j of the two largest, the first of equal ones, as i K + j."""
+    n_columns, least = x.shape[1], x.dtype.type(-np.inf)
+    for r in range(len(x)):
+        row, first, second = x[r], 0, 0
+        top = next_top = least
+        for k in range(n_columns):
+            if row[k] > top:
+                next_top, second = top, first
+                top, first = row[k], k
+            elif row[k] > next_top:
+                next_top, second = row[k], k
+        found[r] = first * n_columns + (second if next_top > least else 0)

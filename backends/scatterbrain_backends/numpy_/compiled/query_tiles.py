@@ -25,6 +25,13 @@ COUNT, UNIT, MOST, SIZE = range(4)
 SQUARES, DEVIATIONS, PART = range(4, 7)
 # Of groups: squared distance of the keys from their mean, clusters that are not empty.
 WIDTH, MEMBERS = range(4, 6)
+# Bits of 64, and what counts them and puts them side by side.
+NO_BIT, ONE_BIT, HIGHEST_BYTE = np.uint64(0), np.uint64(1), np.uint64(56)
+ONE_OF_TWO, TWO_OF_FOUR, FOUR_OF_EIGHT, A_BIT_A_BYTE, SIDE_BY_SIDE = map(
+    np.uint64,
+    (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F, 0x0101010101010101, 0x0102040810204080),
+)
+assert TILE == 64
 
 
 @loop
@@ -61,12 +68,18 @@ def solve(
 
     Returns
     -------
-    row, cluster : ndarray of int, shape (n_visits,)
-        By tile; a row is a place in the order.
+    tile, cluster : ndarray of int, shape (n,)
+        Tiles, and clusters that queries of them open.
+    opened : ndarray of uint64, shape (n,)
+        By which queries of the tile, a bit each.
     """
     queries, ref, acc = in_order
-    row, cluster = np.empty(len(order), np.int64), np.empty(len(order), np.int64)
-    n_visits, bars = 0, np.zeros(2)
+    tile, cluster, opened = (
+        np.empty(len(order), np.int64),
+        np.empty(len(order), np.int64),
+        np.empty(len(order), np.uint64),
+    )
+    n, bars = 0, np.zeros(2)
     for first in range(0, len(order), TILE):
         last = first + TILE
         there, own, own_ref, own_acc = (
@@ -81,15 +94,19 @@ def solve(
         )
         top, near_weight = _tops(logit, own_ref, own_acc)
         seen = (logit, spread, top, near_weight, there)
-        weights, opened = _choose(seen, columns, group_of, numbers, groups[3], limits, bars)
+        weights, is_opened = _choose(seen, columns, group_of, numbers, groups[3], limits, bars)
         _merge(np.dot(weights.T, values), top, own_ref, own_acc)
+        if n + len(columns) > len(tile):
+            tile, cluster, opened = (
+                longer(tile, n + len(columns)),
+                longer(cluster, n + len(columns)),
+                longer(opened, n + len(columns)),
+            )
         for c in range(len(columns)):
-            if columns[c] >= len(group_of):
-                break
-            if n_visits + TILE > len(row):
-                row, cluster = longer(row, 0), longer(cluster, 0)
-            n_visits = _add_visits(opened[c], first, columns[c], row, cluster, n_visits)
-    return row[:n_visits], cluster[:n_visits]
+            if columns[c] < len(group_of):
+                tile[n], cluster[n], opened[n] = first // TILE, columns[c], _bits(is_opened[c])
+                n += opened[n] != NO_BIT
+    return tile[:n], cluster[:n], opened[:n]
 
 
 @loop
@@ -108,12 +125,18 @@ def _gather_tile(query: Any, near: Any, places: Any, own: Any, own_ref: Any, own
     """Queries of a tile and their partial results; where there is none, what has seen nothing."""
     for j in range(TILE):
         i = places[j]
-        is_query = i < len(query)
-        own_ref[j] = near[0][i] if is_query else -np.inf
-        for d in range(query.shape[1]):
-            own[j, d] = query[i, d] if is_query else 0.0
-        for c in range(own_acc.shape[1]):
-            own_acc[j, c] = near[1][i, c] if is_query else 0.0
+        if i < len(query):
+            own_ref[j] = near[0][i]
+            _copy(query[i], own[j])
+            _copy(near[1][i], own_acc[j])
+        else:
+            own[j], own_ref[j], own_acc[j] = 0.0, -np.inf, 0.0
+
+
+@loop
+def _copy(x: Any, out: Any) -> None:
+    for c in range(len(x)):
+        out[c] = x[c]
 
 
 @loop
@@ -126,8 +149,9 @@ def _see(
     shape = (len(groups[0]), TILE)
     logit, spread = np.empty(shape, query.dtype), np.empty(shape, query.dtype)
     value = np.empty((len(groups[0]), clusters[2].shape[1]), query.dtype)
-    _groups(query, along, there, axes, clusters, groups, group_of, logit, spread, value)
+    parts = _groups(query, along, there, axes, clusters, groups, group_of, logit, spread)
     is_looked = _looked(logit, spread, there, groups[3], n_looked)
+    _values(is_looked, *parts, clusters[2], groups[2], group_of, value)
     columns = _columns(is_looked, group_of, clusters[3][COUNT], groups[3][COUNT])
     numbers, values = _gathered(columns, clusters, groups, value)
     own_logit, own_spread = _logits(query, along, columns, clusters, numbers, logit, spread)
@@ -146,35 +170,43 @@ def _merge(sums: Any, top: Any, ref: Any, acc: Any) -> None:
 
 
 @loop
-def _add_visits(opened: Any, start: int, cluster: int, rows: Any, opened_by: Any, n: int) -> int:
-    """Write behind n visits those of a tile to one cluster, and give how many there are then."""
-    n_opened = 0
-    for j in range(TILE):
-        n_opened += opened[j]
-    if n_opened == 0:
-        return n
-    for j in range(TILE):
-        rows[n], opened_by[n] = start + j, cluster
-        n += opened[j]
-    return n
+def _bits(opened: Any) -> Any:
+    """The bools of the queries of a tile as bits."""
+    eights, bits = opened.view(np.uint64), NO_BIT
+    for i in range(len(eights)):
+        # The lowest bits of eight bytes, each of which is 0 or 1, side by side in the highest byte.
+        bits |= (eights[i] * SIDE_BY_SIDE >> HIGHEST_BYTE) << np.uint64(8 * i)
+    return bits
 
 
 @loop
-def by_cluster(row: Any, cluster: Any, start: Any, count: Any) -> Any:
+def _n_ones(bits: Any) -> Any:
+    """How many bits are 1."""
+    bits -= bits >> np.uint64(1) & ONE_OF_TWO
+    bits = (bits & TWO_OF_FOUR) + (bits >> np.uint64(2) & TWO_OF_FOUR)
+    return np.int64(((bits + (bits >> np.uint64(4)) & FOUR_OF_EIGHT) * A_BIT_A_BYTE) >> HIGHEST_BYTE)
+
+
+@loop
+def by_cluster(tile: Any, cluster: Any, opened: Any, start: Any, count: Any) -> Any:
     """Visits of clusters in order of the clusters' slots: query row, first slot and last."""
     n_clusters = len(start)
     at = np.zeros(n_clusters + 1, np.int64)
     for i in range(len(cluster)):
-        at[cluster[i] + 1] += 1
+        at[cluster[i] + 1] += _n_ones(opened[i])
     for k in range(n_clusters):
         at[k + 1] += at[k]
-    rows, lo, hi = np.empty_like(row), np.empty_like(row), np.empty_like(row)
-    for i in range(len(row)):
-        k = cluster[i]
-        place = at[k]
-        at[k] += 1
-        rows[place], lo[place] = row[i], start[k]
-        hi[place] = start[k] + np.int64(count[k])
+    n_visits = at[n_clusters]
+    rows, lo, hi = np.empty(n_visits, np.int64), np.empty(n_visits, np.int64), np.empty(n_visits, np.int64)
+    for i in range(len(tile)):
+        k, left = cluster[i], opened[i]
+        place, last = at[k], start[k] + np.int64(count[k])
+        while left != NO_BIT:
+            below = (left - ONE_BIT) & ~left  # ones below the lowest that is left
+            rows[place], lo[place], hi[place] = tile[i] * TILE + _n_ones(below), start[k], last
+            left &= left - ONE_BIT
+            place += 1
+        at[k] = place
     return rows, lo, hi
 
 
@@ -189,9 +221,8 @@ def _groups(
     group_of: Any,
     logit: Any,
     spread: Any,
-    value: Any,
-) -> None:
-    """Logits, spreads and values of groups as one cluster each."""
+) -> Any:
+    """Logits and spreads of groups as one cluster each; weights of clusters, and one over sums of groups'."""
     number = query.dtype.type
     zero, one = number(0), number(1)
     _second_order(query, along, groups, logit, spread)
@@ -200,29 +231,33 @@ def _groups(
     squares *= squares
     as_one, apart = _at(groups, centre, squares), _at(clusters, centre, squares)
     top = max(zero if len(apart) == 0 else apart.max(), np.finfo(query.dtype).min)
-    total = np.zeros(len(value), query.dtype)
+    total = np.zeros(len(logit), query.dtype)
     for k in range(len(apart)):
         apart[k] = exponential(apart[k] - top)
     for k in range(len(apart)):
         total[group_of[k]] += apart[k]
-    for g in range(len(value)):
+    for g in range(len(total)):
         is_known = total[g] > number(LEAST_WEIGHT)
         more = logarithm(total[g] if is_known else one) + top - as_one[g] if is_known else zero
         for j in range(TILE):
             logit[g, j] += more
-        for c in range(value.shape[1]):
-            value[g, c] = zero if is_known else groups[2][g, c]
         total[g] = one / total[g] if is_known else zero
-    _add_values(apart, total, clusters[2], group_of, value)
+    return apart, total
 
 
 @loop
-def _add_values(weight: Any, per_total: Any, values: Any, group_of: Any, value: Any) -> None:
-    """Add values by the part of a cluster in the weight of its group, where that is known."""
+def _values(
+    is_looked: Any, weight: Any, per_total: Any, values: Any, of_keys: Any, group_of: Any, value: Any
+) -> None:
+    """Values of groups seen as one: by the parts of clusters in their weight, or of keys where it is lost."""
     zero, one = weight.dtype.type(0), weight.dtype.type(1)
+    for g in range(len(value)):
+        is_known = per_total[g] > zero
+        for c in range(value.shape[1]):
+            value[g, c] = zero if is_known else of_keys[g, c]
     for k in range(len(weight)):
         part = weight[k] * per_total[group_of[k]]
-        if part > zero:
+        if part > zero and not is_looked[group_of[k]]:
             own, of_group = values[k], value[group_of[k]]
             for c in range(len(own)):
                 of_group[c] += part * own[c]

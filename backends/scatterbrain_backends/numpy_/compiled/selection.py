@@ -18,8 +18,10 @@ from scatterbrain_core.routing.selection import PART_OF_ENTRY, SAMPLED_ROWS, TIE
 
 # Queries that are worked on together.
 BLOCK = 128
-# A search for a bar ends with items that gain the same within so much: they are sorted.
-NEAR = 1.1
+# A search for a bar ends with items that gain the same within so much, or cost so little: they are sorted.
+NEAR, FEW_ENTRIES = 1.0001, 256
+# A step of the search leaves at least so much on either side.
+LEAST_PART = 0.2
 # The largest step of a search, and what it never goes below.
 LARGEST_STEP, LEAST = 2.0**32, 1e-300
 
@@ -50,44 +52,54 @@ def bar_at(items: Any, room: float, hint: float) -> float:
     hint : float
         Near what is found, for speed.
     """
-    bars, spent = np.empty(items[1].shape[1], items[1].dtype), np.empty(items[1].shape[1], items[1].dtype)
     # All above `high` fit, all above `low` do not.
-    low, high, step = 0.0, hint if hint > LEAST else 1.0, 1.15
-    above = _spent_in_all(high, items, bars, spent)
+    low, high, step = 0.0, hint if hint > LEAST else 1.0, 1.1
+    above = below = _spent_in_all(high, items)
     if above > room:
         while above > room:
-            low, high, step = high, high * step, min(step * step, LARGEST_STEP)
-            above = _spent_in_all(high, items, bars, spent)
+            low, high, below, step = high, high * step, above, min(step * step, LARGEST_STEP)
+            above = _spent_in_all(high, items)
     else:
         low = high / step
-        found = _spent_in_all(low, items, bars, spent)
-        while found <= room and low > LEAST:
+        below = _spent_in_all(low, items)
+        while below <= room and low > LEAST:
             step = min(step * step, LARGEST_STEP)
-            low, high, above = low / step, low, found
-            found = _spent_in_all(low, items, bars, spent)
+            low, high, above = low / step, low, below
+            below = _spent_in_all(low, items)
         if low <= LEAST:
             low = 0.0
-            if _spent_in_all(low, items, bars, spent) <= room:
+            below = _spent_in_all(low, items)
+            if below <= room:
                 return 0.0
-    while low > 0 and high > low * NEAR:
-        middle = math.sqrt(low) * math.sqrt(high)
-        found = _spent_in_all(middle, items, bars, spent)
+    while low > 0 and high > low * NEAR and below - above > FEW_ENTRIES:
+        # As if what is spent fell evenly; from the middle of what is left where that goes wrong.
+        part = (below - room) / (below - above)
+        middle = low * math.pow(high / low, min(max(part, LEAST_PART), 1 - LEAST_PART))
+        found = _spent_in_all(middle, items)
         if found <= room:
             high, above = middle, found
         else:
-            low = middle
+            low, below = middle, found
     gain, cost = _between(low, high, items)
     return _first_that_does_not_fit(gain, cost, room - above)
 
 
 @loop
-def _spent_in_all(bar: float, items: Any, bars: Any, spent: Any) -> float:
+def _spent_in_all(bar: float, items: Any) -> float:
     """What all queries spend on what gains more than a bar."""
-    bars[:] = bar
-    spent_above(bars, items, 0, len(bars), spent)
-    total = 0.0
-    for j in range(len(bars)):
-        total += spent[j]
+    groups, clusters, group, group_cost, count, is_split = items
+    number, n, total = clusters.dtype.type, clusters.shape[1], 0.0
+    least, zero, one = number(bar), number(0), number(1)
+    for g in range(len(groups)):
+        gain, n_above = groups[g], zero
+        for j in range(n):
+            n_above += one if gain[j] > least else zero
+        total += n_above * group_cost[g]
+    for k in range(len(clusters)):
+        gain, apart, n_keys, spent = clusters[k], is_split[group[k]], count[k], zero
+        for j in range(n):
+            spent += n_keys - apart[j] if gain[j] > least else zero
+        total += spent
     return total
 
 
@@ -101,17 +113,20 @@ def _between(low: float, high: float, items: Any) -> Any:
     for i in range(len(groups) + len(clusters)):
         k = i - len(groups)
         row = groups[i] if k < 0 else clusters[k]
-        n_found = 0
+        below_most = below_least = number(0)
         for j in range(n_queries):
-            n_found += least < row[j] <= most
+            below_most += number(1) if row[j] <= most else number(0)
+            below_least += number(1) if row[j] <= least else number(0)
+        n_found = int(below_most - below_least)
+        if n_found == 0:
+            continue
         if n + n_found > len(gain):
             gain, cost = longer(gain, n + n_found), longer(cost, n + n_found)
-        if n_found > 0:
-            for j in range(n_queries):
-                if least < row[j] <= most:
-                    gain[n] = row[j]
-                    cost[n] = group_cost[i] if k < 0 else count[k] - is_split[group[k], j]
-                    n += 1
+        for j in range(n_queries):
+            if least < row[j] <= most:
+                gain[n] = row[j]
+                cost[n] = group_cost[i] if k < 0 else count[k] - is_split[group[k], j]
+                n += 1
     return gain[:n], cost[:n]
 
 

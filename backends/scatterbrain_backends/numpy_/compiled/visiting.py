@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from scatterbrain_backends.numpy_.compiled.exponential import exponential
 from scatterbrain_backends.numpy_.compiled.loop import loop
-from scatterbrain_backends.numpy_.compiled.rows import gather, to_weights
+from scatterbrain_backends.numpy_.compiled.rows import gather
 from scatterbrain_backends.numpy_.visiting import TILE_QUERIES
 
 
@@ -30,6 +31,7 @@ def merge(
         np.zeros((TILE_QUERIES, query.shape[1]), query.dtype),
         np.empty((TILE_QUERIES, value.shape[1]), query.dtype),
     )
+    top, kept = np.empty(TILE_QUERIES, query.dtype), np.empty(TILE_QUERIES, query.dtype)
     first = 0
     for last in range(1, len(row) + 1):
         if last < len(row) and lo[last] == lo[first]:
@@ -41,25 +43,35 @@ def merge(
         )
         gather(key, slots, keys)
         gather(value, slots, values)
-        logits = np.empty((TILE_QUERIES, len(slots)), query.dtype)
+        # One query after the other in memory: vectors are of queries, of which there are as many always.
+        logits = np.empty((len(slots), TILE_QUERIES), query.dtype)
         for start in range(first, last, TILE_QUERIES):
             rows = row[start : min(start + TILE_QUERIES, last)]
             gather(query, rows, tile)
-            np.dot(tile, keys.T, logits)
-            _weigh(logits, rows, ref, acc)
-            np.dot(logits, values, sums)
+            np.dot(keys, tile.T, logits)
+            _weigh(logits, rows, ref, top, kept)
+            np.dot(logits.T, values, sums)
             for i in range(len(rows)):
-                own, more = acc[rows[i]], sums[i]
+                own, more, before = acc[rows[i]], sums[i], kept[i]
                 for c in range(len(own)):
-                    own[c] += more[c]
+                    own[c] = own[c] * before + more[c]
         first = last
 
 
 @loop
-def _weigh(logits: Any, rows: Any, ref: Any, acc: Any) -> None:
-    """Logits to weights, and rows of sums to the references of these; places behind the last query are 0."""
+def _weigh(logits: Any, rows: Any, ref: Any, top: Any, kept: Any) -> None:
+    """Logits to weights in units of new references of the rows, and a unit of the old in these."""
+    least, zero, n = logits.dtype.type(-np.inf), logits.dtype.type(0), logits.shape[1]
+    for i in range(n):
+        kept[i] = top[i] = ref[rows[i]] if i < len(rows) else least
+    for k in range(len(logits)):
+        for i in range(n):
+            top[i] = logits[k, i] if logits[k, i] > top[i] else top[i]
     for i in range(len(rows)):
-        ref[rows[i]] = to_weights(logits[i], ref[rows[i]], acc[rows[i]])
-    for i in range(len(rows), len(logits)):
-        for j in range(logits.shape[1]):
-            logits[i, j] = 0
+        ref[rows[i]] = top[i]
+    for i in range(n):
+        top[i] = top[i] if top[i] > least else zero
+        kept[i] = exponential(kept[i] - top[i])
+    for k in range(len(logits)):
+        for i in range(n):
+            logits[k, i] = exponential(logits[k, i] - top[i])
