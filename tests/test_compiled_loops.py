@@ -14,6 +14,7 @@ import pytest
 from array_api_compat import numpy as xp
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays as drawn_arrays
 from kernels.cases import Case, error, make_visits
 from problems import draw_problem, eps
 
@@ -25,6 +26,7 @@ from scatterbrain_core.backend import Backend
 from scatterbrain_core.low_rank.kernels import PositiveKernel
 from scatterbrain_core.normalization import Partial, normalize
 from scatterbrain_core.routing import layout as layouts
+from scatterbrain_core.routing import query_tiles
 from scatterbrain_core.routing import view as views
 from scatterbrain_core.routing.selection import PART_OF_ENTRY, SAMPLED_ROWS, curve_of
 from scatterbrain_core.routing.spending import Allowance
@@ -41,9 +43,11 @@ from scatterbrain_backends.numpy_.compiled import selection
 from scatterbrain_backends.numpy_.compiled.exponential import exponential
 from scatterbrain_backends.numpy_.compiled.loop import loop
 
+SOME = (-np.inf, -2.0, 0.0, 1.0, 1.5)
 GENERIC, NUMPY = Backend(xp), NumpyBackend(xp)
 HOOKS = (
     "kmeans",
+    "two_largest",
     "cluster_statistics",
     "cluster_logits",
     "true_places",
@@ -269,6 +273,16 @@ def test_bars_of_a_part_are_those_of_every_so_many_rows(data, n_rows):
     items, limit = draw_items(data, n_rows, "float32"), data.draw(st.floats(0, 60))
     step = max(1, n_rows // SAMPLED_ROWS)
     assert selection.bar_at_mean(items, limit, True, 1.0) == sorted_bar(items, limit, step)
+
+
+@given(
+    x=drawn_arrays(
+        np.float32, st.tuples(st.integers(1, 9), st.integers(1, 20)), elements=st.sampled_from(SOME)
+    ),
+)
+def test_the_two_largest_are_those_of_the_array_api_code(x):
+    """Of equal ones the first, and 0 where there is no second."""
+    np.testing.assert_array_equal(NUMPY.two_largest(x, None), query_tiles.two_largest(xp, x))
 
 
 def by_array_api_tiles(*arrays, **options):

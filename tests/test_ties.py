@@ -39,10 +39,11 @@ def draw_view(dtype):
 
 
 def chosen(backend, library, view, entries):
-    """Clusters that each head opens, (N_HEADS, 4), as a backend chooses."""
+    """Clusters that each head opens, shape (H, K), as a backend chooses."""
     own = View(*(library.asarray(x) for x in vars(view).values()))
     nothing = Partial(*library.arrays(view.logit[..., 0] - np.inf, 0 * view.logit[..., :2]))
-    mean, most = (np.full((N_HEADS, 1, 1), x, view.logit.dtype) for x in (entries, 8 * entries))
+    shape = (len(view.logit), 1, 1)
+    mean, most = (np.full(shape, x, view.logit.dtype) for x in (entries, 8 * entries))
     seen = (own, nothing, None, Allowance(*library.arrays(mean, most), None))
     choice, _ = backend.choose(*seen, lambda: choose(backend, *seen))
     return library.to_numpy(choice.opened)[:, 0]
@@ -93,3 +94,27 @@ def opened_by_tile(view, head, entries):
     _, opened = query_tiles._choose(seen, np.arange(4), GROUP, numbers, of_groups, limits, np.zeros(2))
     assert not opened[:, 1:].any()
     return opened[2:, 0]
+
+
+@pytest.mark.parametrize("other", ["numpy", "array_api_strict", "torch"])
+def test_empty_clusters_give_no_entries_back(other, dtype):
+    """A split group with three empty clusters, and a cluster that nothing is left for: 1 + 3 + 9 entries."""
+    count, group = np.array([4.0, 1.0, 0.0, 0.0, 0.0, 10.0]), np.array([0, 0, 0, 0, 0, 1])
+    with np.errstate(divide="ignore"):
+        logit = np.array([3.0, 2.0, 1.0, 1.0, 1.0, 1.0]) + np.log(np.minimum(count, 1))
+    shape = (1, 1, 6)
+    view = View(
+        logit.reshape(shape).astype(dtype),
+        np.full(shape, 0.5, dtype),
+        count[None].astype(dtype),
+        np.zeros((1, 6, 1), dtype),
+        (np.arange(6.0)[None, :, None] * np.ones(3)).astype(dtype),
+        np.ones((1, 6), dtype),
+        np.eye(2)[group][None].astype(dtype),
+        np.zeros((1, 6), np.int64),
+    )
+    library = make_library(other)
+    backend = of_backend(library, dtype)
+    for own in (backend, Backend(backend.xp)):
+        np.testing.assert_array_equal(np.flatnonzero(chosen(own, library, view, 11.0)), [0])
+        np.testing.assert_array_equal(np.flatnonzero(chosen(own, library, view, 13.0)), [0, 5])
