@@ -356,15 +356,15 @@ class Backend:
         layout: Layout,  # noqa: ARG002
         keys: Keys,  # noqa: ARG002
         query: Array,  # noqa: ARG002
-        near: Partial,  # noqa: ARG002
+        near: Callable[[], Partial],  # noqa: ARG002
     ) -> Partial | None:
         """Partial result of queries with all that their tiles look at and open: `routing.solve` at once.
 
         Parameters
         ----------
         query : array, shape (H, Lq, D)
-        near : Partial
-            `ref` of shape (H, Lq), on other keys; a temporary that may be overwritten.
+        near : callable
+            Gives their partial result on other keys, `ref` of shape (H, Lq), which may be overwritten.
 
         Returns
         -------

@@ -18,7 +18,7 @@ from scatterbrain_core.sparse.routed_clusters import RoutedClusters
 OF_ROWS, OF_VISITS, OF_STATES, OF_TEMPORARY, FIXED = 4, 2, 1, 4, 2**22
 # Bytes of a row's indices in a table, of a pair in one of all pairs, of an entry that `auto` may open.
 OF_INDICES, OF_PAIR, OF_ENTRY = 128, 3, 6
-# Numbers of what a chunk of queries sees of each cluster, while it chooses, with a group to four clusters.
+# Numbers of what a chunk of queries sees of each cluster and of groups, while it chooses.
 OF_VIEW = 20
 # Elements of the smallest temporaries: with smaller ones a call is mostly overhead.
 LEAST_TEMPORARY = 2**16

@@ -326,7 +326,7 @@ def _errors(query, wholes):
     top = max(logits)
     spreads = [_spread(query, whole.as_one) for whole in wholes]
     return [
-        _floored(logit - top) ** 2 * (math.expm1(spread) + 1e-9) * whole.as_one.width
+        _floored(logit - top) ** 2 * (math.expm1(spread) + 1e-9) * whole.as_one.width / whole.as_one.n
         for logit, spread, whole in zip(logits, spreads, wholes, strict=True)
     ]
 

@@ -226,7 +226,7 @@ def test_pairs_of_features_are_those_of_the_array_api_code(rng, spread, dtype):
     np.testing.assert_allclose(lse, other_lse, rtol=unit, atol=unit)
 
 
-GAINS = [0.0, 1e-44, 1e-38, 1e-30, 0.5, 0.5 * (1 + 1e-6), 0.5001, 1.0, 3.0, 1e30, 3e38]
+GAINS = [0.0, 1e-310, 1e-44, 1e-38, 1e-30, 0.5, 0.5 * (1 + 1e-6), 0.5001, 1.0, 3.0, 1e30, 3e38, np.inf]
 HINTS = [0.0, 1e-300, 1e-45, 1e-38, 0.5, 1.0, 1e30, 3e38, 1e300]
 
 
@@ -347,6 +347,34 @@ def test_tiles_of_queries_of_any_scale_are_those_of_the_array_api_code(rng, monk
         assert off.mean() <= 0.01
 
 
+@pytest.mark.parametrize("entries", [24.0, 40.0])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_weight_of_a_group_that_is_lost_to_a_tile_is_not_to_its_queries(rng, monkeypatch, dtype, entries):
+    """One query of a tile looks where the others have no weight that they could tell the clusters by."""
+    monkeypatch.setattr(layouts, "LEAST_LOOKED", 1)
+    q, k, v = draw_problem(rng, 64, 600, dim=4, lead=(1,), dtype=dtype)
+    q[..., 1:] *= 6
+    q[..., 0] += 30
+    q[0, 5, 0] = -30
+    k[:, :540, 0] = 0.05 * k[:, :540, 0] + 4
+    k[:, 540:, 0] -= 4
+    options = {"method": sb.Scatterbrain(sparse=sb.RoutedClusters(entries)), "scale": 1.0}
+    got, expected = sb.attention(q, k, v, **options), by_array_api_tiles(q, k, v, **options)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=3000 * eps(dtype))
+
+
+def test_a_query_whose_errors_are_subnormal_does_not_tell_its_tile_where_to_look(rng, monkeypatch):
+    monkeypatch.setattr(layouts, "LEAST_LOOKED", 1)
+    centres, n_keys = 1.5 * rng.standard_normal((30, 8)), 1200
+    q = centres[rng.integers(0, 30, 1000)] + 0.5 * rng.standard_normal((1000, 8))
+    k = centres[np.repeat(rng.integers(0, 30, 75), 16)] + 0.5 * rng.standard_normal((n_keys, 8))
+    q[::5] = 0
+    q, k, v = (x[None].astype("float32") for x in (1e16 * q, k / 1e16, rng.standard_normal((n_keys, 3))))
+    options = {"method": sb.Scatterbrain(sparse=sb.RoutedClusters(60.0)), "scale": 1.0}
+    got, expected = sb.attention(q, k, v, **options), by_array_api_tiles(q, k, v, **options)
+    assert (np.abs(got - expected).max(axis=-1) > 1e-4).mean() <= 0.01
+
+
 @pytest.mark.parametrize("masked", ["no", "queries"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_pieces_and_threads_change_no_bit_of_tiles(rng, monkeypatch, dtype, masked):
@@ -374,6 +402,15 @@ def test_what_is_hidden_changes_no_bit_of_other_queries(rng, monkeypatch, is_com
     q[:, ::5] = 1e10
     np.testing.assert_array_equal(sb.attention(q, k, v, **options), before)
     assert not before[:, ::5].any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_subnormal_points_are_in_the_clusters_of_the_array_api_code(rng, dtype):
+    x = rng.standard_normal((1, 200, 5)).astype(dtype)
+    x[:, 50:76] *= np.finfo(dtype).tiny / 64
+    weight, metric = np.ones((1, 200), dtype), np.eye(5, dtype=dtype)[None]
+    labels = kmeans.kmeans(NUMPY, x, weight, metric, 16)
+    np.testing.assert_array_equal(labels, kmeans.kmeans(GENERIC, x, weight, metric, 16))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

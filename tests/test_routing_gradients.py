@@ -47,3 +47,27 @@ def test_differences_of_the_estimate_with_its_choice_fixed(rng, is_causal, part)
             sides.append(np.sum(routed(*moved, plan, is_causal=is_causal, like=like).output * cotangent))
         expected = (sides[0] - sides[1]) / 2e-5
         assert np.sum(gradients[part] * direction) == pytest.approx(expected, rel=1e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["query", "key", "value"])
+@pytest.mark.parametrize("factor", [1, 60])
+@pytest.mark.parametrize("masked", ["no", "keys", "rows"])
+def test_differences_through_groups_that_a_tile_sees_as_one(rng, few_looked, part, factor, masked):
+    """Their logits and values, which depend on the mean query of the tile."""
+    arrays = list(draw_problem(rng, 150, 400, lead=(1,)))
+    arrays[0] = arrays[0] * factor
+    keys, rows = rng.random((1, 400)) < 0.7, rng.random((1, 150)) < 0.7
+    mask = {"no": None, "keys": keys[:, None], "rows": rows[..., None]}[masked]
+    masks = {"no": {}, "keys": {"key_mask": keys}, "rows": {"row_mask": rows}}[masked]
+    plan = layout(24, *arrays[:2])
+    like = library_choices(np.asarray, arrays, plan, is_causal=False, attn_mask=mask)
+    cotangent = rng.standard_normal((1, 150, 3))
+    _, *gradients = with_vjp(make_library("numpy"), arrays, cotangent, method=method(24), attn_mask=mask)
+    direction, step, sides = rng.standard_normal(arrays[part].shape), 1e-6 / factor, []
+    for signed in (step, -step):
+        moved = [x + signed * direction if i == part else x for i, x in enumerate(arrays)]
+        result = routed(*moved, plan, like=like, **masks)
+        assert any(tile.wholes for head in result.heads for tile in head.tiles)
+        sides.append(np.sum(result.output * cotangent))
+    expected = (sides[0] - sides[1]) / (2 * step)
+    assert np.sum(gradients[part] * direction) == pytest.approx(expected, rel=1e-5, abs=1e-5)

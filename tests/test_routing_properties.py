@@ -195,6 +195,19 @@ def test_a_query_that_is_not_finite_is_as_if_hidden_to_others(
     assert not np.isfinite(got[~finite]).any()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["key", "value"])
+def test_a_key_that_is_not_finite_is_not_left_out(library, rng, name, bad):
+    """Nor is its value: no row of its head passes for one without that key."""
+    q, k, v = draw_problem(rng, 200, 300, dim=8)
+    (k if name == "key" else v)[0, 150] = bad
+    options = {"method": method(24), "check_finite": False}
+    with np.errstate(all="ignore"):
+        out = library.to_numpy(sb.attention(*library.arrays(q, k, v), **options))
+    assert not np.isfinite(out[0]).any()
+    assert np.isfinite(out[1]).all()
+
+
 @pytest.mark.parametrize("seen", [100, 299])
 def test_the_future_tells_nothing_of_the_past(rng, seen):
     """Its gradient is zero, whatever it chooses."""

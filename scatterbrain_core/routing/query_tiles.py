@@ -258,10 +258,12 @@ def _looked_groups(
     xp, constant, n_tiles = backend.xp, backend.stop_gradient, is_row.shape[0] // overview.count.shape[0]
     logit, spread = constant(groups.logit), constant(groups.spread)
     share = floored(xp, logit - finite(backend, xp.max(logit, axis=-1))[..., None])
-    width = _of_each_tile(xp, bounded(xp, xp.sum(constant(overview.variance), axis=-1)), n_tiles)
-    error = share * share * (xp.expm1(spread) + LEAST_SPREAD) * width[:, None, :]
+    width = bounded(xp, xp.sum(constant(overview.variance), axis=-1)) / xp.where(
+        overview.count > 0, overview.count, 1.0
+    )
+    error = share * share * (xp.expm1(spread) + LEAST_SPREAD) * _of_each_tile(xp, width, n_tiles)[:, None, :]
     total = xp.sum(error, axis=-1)[..., None]
-    is_counted = is_row[..., None] & (total > 0)
+    is_counted = is_row[..., None] & (total > float(xp.finfo(total.dtype).smallest_normal))
     score = xp.sum(xp.where(is_counted, error / xp.where(is_counted, total, 1.0), 0.0), axis=1)
     order = xp.argsort(score, axis=-1, descending=True, stable=True)
     members = xp.take_along_axis(_of_each_tile(xp, constant(overview.members), n_tiles), order, axis=-1)

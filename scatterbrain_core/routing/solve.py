@@ -89,10 +89,11 @@ def solve_routed(problem: Problem, part: RoutedClusters, is_apart: bool = True) 
     """
     tree = grow(problem, lay_out(problem, part))
     if tree.tiles is not None and not is_apart:
-        near, pairs = _near(problem, tree, 0, tree.query)
-        found = problem.backend.solve_tiles(tree.tiles, tree.layout, tree.keys, tree.query, near)
+        near = partial(_near, problem, tree, 0, tree.query)
+        found = problem.backend.solve_tiles(tree.tiles, tree.layout, tree.keys, tree.query, lambda: near()[0])
         if found is not None:
-            return Routed(found, None, pairs, pairs)
+            nothing = problem.xp.zeros_like(found.ref)
+            return Routed(found, None, nothing, nothing)
     tree = in_order_of_tiles(problem.xp, tree)
     chunks = _by_chunk(problem, tree, is_apart)
     solved = _joined(problem.xp, [_with_opened(problem, tree, *batch) for batch in chunks])

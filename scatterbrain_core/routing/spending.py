@@ -1,4 +1,4 @@
-"""How the queries of a head share what they may add to their coarsest view of the keys."""
+"""How the queries of a chunk or a tile share what they may add to their coarsest view of the keys."""
 
 from __future__ import annotations
 

@@ -152,8 +152,8 @@ def _pieces(xp: Namespace, visits: Opened, shape: tuple[int, ...], most: int) ->
     if step >= n_rows:
         yield visits
         return
+    place = visits.row % n_rows
     for first in range(0, n_rows, step):
-        place = visits.row % n_rows
         own, _ = where_true(xp, (place >= first) & (place < first + step))
         if own.shape[0]:
             yield Opened(*(xp.take(x, own) for x in (visits.row, visits.lo, visits.hi)))

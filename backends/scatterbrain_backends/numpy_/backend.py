@@ -202,12 +202,12 @@ class NumpyBackend(Backend):
         return choosing.far_partial(view, choice) if isinstance(choice, choosing.Weighted) else generic()
 
     def solve_tiles(
-        self, tiles: QueryTiles, layout: Layout, keys: Keys, query: Any, near: Partial
+        self, tiles: QueryTiles, layout: Layout, keys: Keys, query: Any, near: Callable[[], Partial]
     ) -> Partial | None:
         """In compiled loops, a run of tiles at a time on each thread."""
         if not compiled.is_available():
             return None
-        return query_tiles.solve(self.map, tiles, layout, keys, query, near)
+        return query_tiles.solve(self.map, tiles, layout, keys, query, near())
 
     def with_opened(
         self, near: Partial, query: Any, visits: Opened, keys: Keys, generic: Callable[[], Partial]

@@ -58,21 +58,19 @@ def _head(tiles: QueryTiles, h: int) -> tuple[Any, ...]:
     group, count, members = columns.group[h], columns.count[h], overview.members[h]
     away = bounded(xp, ((columns.mean[h] - overview.mean[h][group]) ** 2).sum(axis=-1))
     part = count / np.maximum(overview.count[h][group], 1)
-    per_key = 1 / np.maximum(count, 1)
     clusters, groups = (
         _numbered(x.mean[h], x.variance[h], x.value[h], x.count[h], further)
-        for x, further in ((columns, (per_key, away, part)), (overview, (np.ones_like(members), members)))
+        for x, further in ((columns, (away, part)), (overview, (members,)))
     )
     return np.ascontiguousarray(columns.axes[h]), clusters, groups, group
 
 
 def _numbered(mean: Any, variance: Any, value: Any, count: Any, further: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Means, variances in units, values, and numbers: `further` ones last, the first times the width."""
+    """Means, variances in units, values, and numbers, the width of a key and `further` ones last."""
     unit = np.maximum(variance.max(axis=-1), MOST_SPREAD * float(np.finfo(mean.dtype).smallest_normal))
     with np.errstate(divide="ignore", over="ignore"):
         size, width = np.log(count), bounded(xp, variance.sum(axis=-1))
-    per_width, *others = further
-    numbers = np.stack([count, unit, MOST_SPREAD / unit, size, width * per_width, *others])
+    numbers = np.stack([count, unit, MOST_SPREAD / unit, size, width / np.maximum(count, 1), *further])
     values = np.concatenate([value, np.ones((len(value), 1), value.dtype)], axis=1)
     unit = unit.astype(mean.dtype)
     return np.ascontiguousarray(mean), variance / unit[:, None], values, numbers.astype(mean.dtype)

@@ -79,14 +79,15 @@ def _assign(in_metric: Any, slack: Any, centre: Any, centre_in_metric: Any, labe
 @loop
 def _norm(row: Any) -> Any:
     """As `norms.norms`."""
-    zero, top, total = row.dtype.type(0), row.dtype.type(0), row.dtype.type(0)
+    # One over what is smaller could be infinite.
+    unit, total = np.finfo(row.dtype).tiny, row.dtype.type(0)
     for d in range(len(row)):
-        top = max(top, abs(row[d]))
-    per_top = row.dtype.type(1) / top if top > zero else zero
+        unit = max(unit, abs(row[d]))
+    per_unit = row.dtype.type(1) / unit
     for d in range(len(row)):
-        ratio = row[d] * per_top
+        ratio = row[d] * per_unit
         total += ratio * ratio
-    return top * np.sqrt(total)
+    return unit * np.sqrt(total)
 
 
 @loop
@@ -179,7 +180,7 @@ def logits(
     logit, spread : ndarray, shape (K, R)
         Written to.
     """
-    half, n_clusters = query.dtype.type(0.5), len(mean)
+    n_clusters = len(mean)
     of_means, of_variances = (
         np.empty(n_clusters * PRODUCT_ROWS, query.dtype),
         np.empty(n_clusters * PRODUCT_ROWS, query.dtype),
@@ -192,13 +193,20 @@ def logits(
         np.dot(mean, query[first:last].T, means)
         np.dot(variance, along[first:last].T, variances)
         for k in range(n_clusters):
-            own_logit, own_spread = logit[k, first:last], spread[k, first:last]
-            product, in_units = means[k], variances[k]
-            limit, own_unit, own_size = most[k], unit[k], size[k]
-            for j in range(n):
-                own = (in_units[j] if in_units[j] < limit else limit) * own_unit
-                own_spread[j] = own
-                own_logit[j] = product[j] + (half * own + own_size)
+            own = logit[k, first:last], spread[k, first:last]
+            to_second_order(means[k], variances[k], unit[k], most[k], size[k], *own)
+
+
+@loop
+def to_second_order(
+    mean: Any, variance: Any, unit: Any, most: Any, size: Any, logit: Any, spread: Any
+) -> None:
+    """Logits and spreads of one cluster, from products with its mean and its variances in units."""
+    half = mean.dtype.type(0.5)
+    for j in range(len(mean)):
+        own = (variance[j] if variance[j] < most else most) * unit
+        spread[j] = own
+        logit[j] = mean[j] + (half * own + size)
 
 
 @loop

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from scatterbrain_backends.numpy_.compiled.choosing import LOG_LEAST_SHARE, gains, split, weigh
+from scatterbrain_backends.numpy_.compiled.clustering import to_second_order
 from scatterbrain_backends.numpy_.compiled.exponential import exponential, logarithm
 from scatterbrain_backends.numpy_.compiled.loop import loop
 from scatterbrain_backends.numpy_.compiled.rows import gather
@@ -162,7 +163,7 @@ def _see(
 def _merge(sums: Any, top: Any, ref: Any, acc: Any) -> None:
     """Add the sums of a tile, as exp(top) * sums, to the partial results of its queries."""
     for j in range(TILE):
-        if sums[j, -1] > 0:
+        if sums[j, -1] != 0:  # what is not finite is not left out
             kept, own, more = exponential(ref[j] - top[j]), acc[j], sums[j]
             for c in range(len(own)):
                 own[c] = own[c] * kept + more[c]
@@ -268,15 +269,12 @@ def _values(
 @loop
 def _second_order(query: Any, along: Any, groups: Any, logit: Any, spread: Any) -> None:
     """Logits and spreads of groups as one cluster each."""
-    half, numbers = query.dtype.type(0.5), groups[3]
+    numbers = groups[3]
     np.dot(groups[0], query.T, logit)
     np.dot(groups[1], along.T, spread)
     for g in range(len(logit)):
-        unit, most, size = numbers[UNIT, g], numbers[MOST, g], numbers[SIZE, g]
-        for j in range(TILE):
-            own = (spread[g, j] if spread[g, j] < most else most) * unit
-            spread[g, j] = own
-            logit[g, j] += half * own + size
+        row = logit[g], spread[g]
+        to_second_order(*row, numbers[UNIT, g], numbers[MOST, g], numbers[SIZE, g], *row)
 
 
 @loop
@@ -310,7 +308,7 @@ def _at(clusters: Any, query: Any, squares: Any) -> Any:
 def _looked(logit: Any, spread: Any, there: Any, numbers: Any, n_looked: float) -> Any:
     """Which groups a tile looks at."""
     n_groups, number = len(logit), logit.dtype.type
-    zero, one = number(0), number(1)
+    zero, one, least = number(0), number(1), np.finfo(logit.dtype).tiny
     error, total, top = np.empty_like(logit), np.zeros(TILE, logit.dtype), np.full(TILE, -np.inf, logit.dtype)
     for g in range(n_groups):
         for j in range(TILE):
@@ -328,7 +326,7 @@ def _looked(logit: Any, spread: Any, there: Any, numbers: Any, n_looked: float) 
             error[g, j] = share * share * within * width if there[j] else zero
             total[j] += error[g, j]
     for j in range(TILE):
-        total[j] = one / total[j] if total[j] > zero else zero
+        total[j] = one / total[j] if total[j] > least else zero
     score = np.zeros(n_groups, logit.dtype)
     for g in range(n_groups):
         for j in range(TILE):
@@ -381,7 +379,7 @@ def _logits(
     query: Any, along: Any, columns: Any, clusters: Any, numbers: Any, of_groups: Any, spread_of_groups: Any
 ) -> Any:
     """Logits and spreads of what a tile has columns for."""
-    n_clusters, half, n = len(clusters[0]), query.dtype.type(0.5), 0
+    n_clusters, n = len(clusters[0]), 0
     while n < len(columns) and columns[n] < n_clusters:
         n += 1
     shape = (len(columns), TILE)
@@ -392,11 +390,8 @@ def _logits(
     np.dot(mean, query.T, logit[:n])
     np.dot(variance, along.T, spread[:n])
     for c in range(n):
-        unit, most, size = numbers[UNIT, c], numbers[MOST, c], numbers[SIZE, c]
-        for j in range(TILE):
-            own = (spread[c, j] if spread[c, j] < most else most) * unit
-            spread[c, j] = own
-            logit[c, j] += half * own + size
+        row = logit[c], spread[c]
+        to_second_order(*row, numbers[UNIT, c], numbers[MOST, c], numbers[SIZE, c], *row)
     for c in range(n, len(columns)):
         g = columns[c] - n_clusters
         for j in range(TILE):

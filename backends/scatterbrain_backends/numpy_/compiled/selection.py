@@ -71,7 +71,7 @@ def bar_at(items: Any, room: float, hint: float) -> float:
             below = _spent_in_all(low, items)
             if below <= room:
                 return 0.0
-    while low > 0 and high > low * NEAR and below - above > FEW_ENTRIES:
+    while low > 0 and low * NEAR < high < np.inf and below - above > FEW_ENTRIES:
         # As if what is spent fell evenly; from the middle of what is left where that goes wrong.
         part = (below - room) / (below - above)
         middle = low * math.pow(high / low, min(max(part, LEAST_PART), 1 - LEAST_PART))
