@@ -11,8 +11,8 @@ from scatterbrain_core.sparse.routed_clusters import LINEAR_FROM, RoutedClusters
 # Clusters of the largest blocks together: what a query looks at does not grow with the length.
 MOST_CLUSTERS = 512
 LARGEST_BLOCKS = 8
-# Keys of a cluster where there are fewer keys than that: causal queries have fewer entries for each.
-CLUSTER, CAUSAL_CLUSTER = 6, 4
+# Keys of a cluster where there are fewer keys than that.
+CLUSTER = 4
 # A smaller block's clusters serve until the next larger block is complete.
 RATIO = 8
 SMALL_CLUSTER = 8
@@ -181,7 +181,7 @@ def _levels(own: int, largest: int, length: int, n_coarse: int) -> tuple[Level, 
         n_fine = max(1, min(block // SMALL_CLUSTER, most))
         levels.append(Level(block, parent, n_fine, max(1, n_fine // 16)))
         block = parent
-    n_fine = max(1, min(largest // CAUSAL_CLUSTER, MOST_CLUSTERS // (length // largest)))
+    n_fine = max(1, min(largest // CLUSTER, MOST_CLUSTERS // (length // largest)))
     levels.append(Level(largest, length, n_fine, min(n_coarse, max(1, n_fine // 2))))
     return tuple(levels)
 
