@@ -237,7 +237,7 @@ SUMS = [
         "    if bool(xp.any(lost)):\n",
         "    if False:\n",
         ("tests/test_numerics.py::test_feature_products_that_underflow_are_summed_by_terms",),
-        "numpy and not readonly",
+        GENERIC,
     ),
     Fault(
         "a lost table",
@@ -273,7 +273,7 @@ SUMS = [
         "same = (segment[step:] == segment[:-step])[:, None]",
         "same = (segment[step:] >= segment[:-step])[:, None]",
         ("tests/test_exactness.py::test_a_head_does_not_depend_on_the_others",),
-        f"{NUMPY} and scatterbrain",
+        f"{GENERIC} and scatterbrain",
     ),
     Fault(
         "shards weighted alike",
@@ -881,7 +881,6 @@ CHOICES = [
         "eps = 2 * ",
         "eps = 0 * ",
         ("tests/test_chosen_pairs.py::test_equal_rows_tie_alike_everywhere",),
-        "numpy and not readonly",
     ),
     Fault(
         "a share overdrawn",
