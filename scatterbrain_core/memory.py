@@ -10,7 +10,7 @@ from scatterbrain_core._checks import as_index, type_name
 from scatterbrain_core.estimator import elements_of_head
 from scatterbrain_core.method import Scatterbrain
 from scatterbrain_core.problem import Problem
-from scatterbrain_core.routing.layout import CHUNK, MOST_CLUSTERS
+from scatterbrain_core.routing.layout import CHUNK, MOST_CLUSTERS, TILE
 from scatterbrain_core.sparse.routed_clusters import RoutedClusters
 
 # Measured over every preset and held to by a test. Numbers in the dtype that is worked in: for each of a
@@ -56,7 +56,8 @@ def bytes_of_head(problem: Problem, method: Scatterbrain, chunk_elements: int) -
     indices = OF_INDICES * (problem.n_queries + problem.n_keys) * n_tables + OF_PAIR * pairs
     if isinstance(method.sparse, RoutedClusters) and method.sparse.entries is not None:
         indices += int(OF_ENTRY * method.sparse.entries) * problem.n_queries
-        numbers += OF_VIEW * CHUNK * MOST_CLUSTERS
+        n_rows = min(CHUNK, problem.n_queries + TILE)
+        numbers += OF_VIEW * n_rows * min(MOST_CLUSTERS, problem.n_keys + TILE)
     return problem.item_size * numbers + indices
 
 

@@ -243,7 +243,15 @@ def test_the_first_error_in_time_is_raised(two_threads):
         threads.map_on_threads(work, range(4))
 
 
-def test_an_error_ends_the_work_and_leaves_no_thread(two_threads):
+def in_blocks(function):
+    for _ in range(100_000):
+        NumpyBackend(np).checkpoint(function)
+
+
+@pytest.mark.parametrize(
+    "in_turn", [lambda function: threads.map_on_threads(function, range(100_000)), in_blocks]
+)
+def test_an_error_ends_the_work_and_leaves_no_thread(two_threads, in_turn):
     begun, before = [], threading.active_count()
     numbers = np.random.default_rng(0).random(10_000)
 
@@ -251,8 +259,8 @@ def test_an_error_ends_the_work_and_leaves_no_thread(two_threads):
         begun.append(i)
         if i == 0:
             raise KeyboardInterrupt
-        # What it maps in turn sees the end of the call.
-        threads.map_on_threads(lambda _: np.sort(numbers), range(100_000))
+        # What it maps in turn sees the end of the call, and so do blocks of a head.
+        in_turn(lambda _=None: np.sort(numbers))
 
     with pytest.raises(KeyboardInterrupt):
         threads.map_on_threads(work, range(1000))

@@ -19,7 +19,7 @@ from scatterbrain_backends.numpy_ import (
     visiting,
 )
 from scatterbrain_backends.numpy_.sorting import stable_argsort
-from scatterbrain_backends.numpy_.threads import map_on_threads
+from scatterbrain_backends.numpy_.threads import map_on_threads, raise_if_stopped
 from scatterbrain_core.backend import Backend
 from scatterbrain_core.estimator import Projections
 from scatterbrain_core.method import Scatterbrain
@@ -100,6 +100,12 @@ class NumpyBackend(Backend):
 
         self.map(write, range(len(groups)))
         return output
+
+    def checkpoint(self, function: Callable[[], Any], terms: Any = None) -> Any:
+        """A worker ends here what nobody waits for any more: an interrupt waits for a block, not a head."""
+        del terms
+        raise_if_stopped()
+        return function()
 
     def exp_below(self, logits: Any, reference: Any) -> Any:
         """exp(logits - reference), written over `logits`."""

@@ -34,7 +34,7 @@ def map_on_threads(
     """
     work, stop = list(items), _stopped.get()
     if stop is not None:
-        return [_unless_stopped(function, item, stop) for item in work]
+        return [_unless_stopped(function, item) for item in work]
     with one_blas_thread() as is_held:
         n_threads = min(get_num_threads(), len(work), most_threads or len(work)) if is_held else 1
         if n_threads > 1:
@@ -118,7 +118,13 @@ def _join(threads: list[Thread]) -> None:
             thread.join()
 
 
-def _unless_stopped(function: Callable[[T], R], item: T, stop: Event) -> R:
-    if stop.is_set():
-        raise Interrupted
+def _unless_stopped(function: Callable[[T], R], item: T) -> R:
+    raise_if_stopped()
     return function(item)
+
+
+def raise_if_stopped() -> None:
+    """End a worker's item whose call has ended already, as by an interrupt."""
+    stop = _stopped.get()
+    if stop is not None and stop.is_set():
+        raise Interrupted
