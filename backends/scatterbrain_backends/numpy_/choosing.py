@@ -91,7 +91,9 @@ def far_partial(view: View, choice: Weighted) -> Partial:
     """As `routing.view.far_partial`, with the reference of all clusters."""
     value: Any = view.value
     values = np.concatenate([value, np.ones((*value.shape[:2], 1), value.dtype)], axis=2)
-    return Partial(choice.ref, np.swapaxes(choice.weight, 1, 2) @ values)
+    acc = np.swapaxes(choice.weight, 1, 2) @ values
+    # Where an opened cluster alone has weight, its estimate may exceed what its keys have: nothing is left.
+    return Partial(np.where(acc[..., -1] != 0, choice.ref, -np.inf), acc)
 
 
 @dataclass(frozen=True)
