@@ -286,19 +286,23 @@ def test_heads_and_seeds_change_nothing(library, is_causal, rng):
 
 
 def test_the_error_falls_with_the_budget_far_below_others(is_causal, rng):
-    """On clustered queries and keys, as real models have them."""
-    q, k = clustered(rng, 600, 600, 16)
-    v = rng.standard_normal((1, 600, 8)) + k[..., :8]
-    exact = sb.estimate(q, k, v, method="exact", is_causal=is_causal)
+    """On clustered queries and keys, as real models have them; the median of some, as one can be hard."""
+    problems = []
+    for _ in range(5):
+        q, k = clustered(rng, 600, 600, 16)
+        v = rng.standard_normal((1, 600, 8)) + k[..., :8]
+        problems.append(((q, k, v), sb.estimate(q, k, v, method="exact", is_causal=is_causal)))
 
     def error(method, budget):
-        output = sb.attention(q, k, v, method=method, budget=budget, is_causal=is_causal)
-        return relative_error(output, exact.output)
+        options = {"method": method, "budget": budget, "is_causal": is_causal}
+        errors = [relative_error(sb.attention(*x, **options), exact.output) for x, exact in problems]
+        return np.median(errors)
 
     errors = [error("auto", budget) for budget in (1 / 16, 1 / 8, 1 / 4)]
     assert errors == sorted(errors, reverse=True)
     assert 5 * errors[1] < min(error("performer", 1 / 8), error("lsh", 1 / 8))
-    est = sb.estimate(q, k, v, budget=1 / 8, is_causal=is_causal)
+    arrays, exact = problems[0]
+    est = sb.estimate(*arrays, budget=1 / 8, is_causal=is_causal)
     assert np.abs(est.lse - exact.lse).mean() < 0.05
 
 
