@@ -115,6 +115,14 @@ def gather(xp: Namespace, x: Array, index: Array) -> Array:
     return xp.reshape(rows, index.shape + x.shape[1:])
 
 
+def padded(xp: Namespace, x: Array, length: int) -> Array:
+    """Rows (H, L, ...) with zeros, or False, behind them up to a length."""
+    missing = length - x.shape[1]
+    if missing <= 0:
+        return x
+    return xp.concat([x, zeros(xp, (x.shape[0], missing, *x.shape[2:]), x)], axis=1)
+
+
 def where_true(xp: Namespace, mask: Array) -> tuple[Array, Array]:
     """Places of a flat mask that are True, ascending, and at every place how many are up to it."""
     number = xp.cumulative_sum(xp.astype(mask, integers(xp, 1, mask).dtype))

@@ -19,7 +19,7 @@ from scatterbrain_core.routing.layout import TILE, Layout
 from scatterbrain_core.routing.nodes import Columns
 from scatterbrain_core.routing.view import LEAST_SPREAD, View, bounded, cluster_logits, floored
 from scatterbrain_core.sparse.choosing import listed, rows_at
-from scatterbrain_core.tiles import integers, zeros
+from scatterbrain_core.tiles import integers, padded
 
 # Weights of clusters, the largest being 1, that sum to less than this have lost digits.
 LEAST_WEIGHT = 1e-30
@@ -113,12 +113,8 @@ def tiles_of(backend: Backend, query: Array, is_row: Array, columns: Columns) ->
         False for a query that is hidden.
     """
     xp, overview = backend.xp, overview_of(backend.xp, columns)
-    n_heads, n_queries, dim = query.shape
-    more = -n_queries % TILE
-    query = backend.stop_gradient(query)
-    if more:
-        query = xp.concat([query, zeros(xp, (n_heads, more, dim), query)], axis=1)
-        is_row = xp.concat([is_row, zeros(xp, (n_heads, more), query) > 0], axis=1)
+    length = -(-query.shape[1] // TILE) * TILE
+    query, is_row = padded(xp, backend.stop_gradient(query), length), padded(xp, is_row, length)
     is_row = is_row & xp.isfinite(xp.sum(xp.abs(query), axis=-1))
     order = xp.argsort(_two_groups(backend, query, is_row, overview), axis=-1, stable=True)
     return QueryTiles(columns, overview, order, xp.take_along_axis(is_row, order, axis=-1))
@@ -126,9 +122,7 @@ def tiles_of(backend: Backend, query: Array, is_row: Array, columns: Columns) ->
 
 def in_order(xp: Namespace, query: Array, tiles: QueryTiles) -> Array:
     """Queries (H, Lq, D) in the order of their tiles, zeros where these are not full."""
-    more = tiles.order.shape[1] - query.shape[1]
-    query = xp.concat([query, zeros(xp, (query.shape[0], more, query.shape[2]), query)], axis=1)
-    return rows_at(xp, query, tiles.order)
+    return rows_at(xp, padded(xp, query, tiles.order.shape[1]), tiles.order)
 
 
 def _two_groups(backend: Backend, query: Array, is_row: Array, overview: Overview) -> Array:

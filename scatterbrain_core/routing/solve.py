@@ -14,12 +14,12 @@ from scatterbrain_core.problem import Problem
 from scatterbrain_core.routing.layout import Layout, lay_out
 from scatterbrain_core.routing.query_tiles import Looked, QueryTiles, by_tile, in_order, look
 from scatterbrain_core.routing.spending import Allowance, Spending, of_tiles
-from scatterbrain_core.routing.tree import Tree, causal_view, grow, padded
+from scatterbrain_core.routing.tree import Tree, causal_view, grow
 from scatterbrain_core.routing.view import Choice, View, choose, far_partial, opened_pairs, rank
 from scatterbrain_core.routing.visits import Opened, opened_of_chunk, with_opened
 from scatterbrain_core.sparse import RoutedClusters
 from scatterbrain_core.sparse.choosing import rows_at
-from scatterbrain_core.tiles import integers
+from scatterbrain_core.tiles import integers, padded
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ def solve_routed(problem: Problem, part: RoutedClusters, is_apart: bool = True) 
     """
     tree = grow(problem, lay_out(problem, part))
     if tree.tiles is not None and not is_apart:
-        near = partial(_near, problem, tree, 0, tree.query)
-        found = problem.backend.solve_tiles(tree.tiles, tree.layout, tree.keys, tree.query, lambda: near()[0])
+        seen = (tree.tiles, tree.layout, tree.keys, tree.query)
+        found = problem.backend.solve_tiles(*seen, lambda: _near(problem, tree, 0, tree.query)[0])
         if found is not None:
             nothing = problem.xp.zeros_like(found.ref)
             return Routed(found, None, nothing, nothing)

@@ -18,7 +18,7 @@ from scatterbrain_core.routing.view import View, bounded, cluster_logits
 from scatterbrain_core.routing.visits import Keys, sorted_slots
 from scatterbrain_core.rows import with_weights
 from scatterbrain_core.sparse.choosing import listed, visible_queries
-from scatterbrain_core.tiles import integers
+from scatterbrain_core.tiles import integers, padded
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,6 @@ def grow(problem: Problem, layout: Layout) -> Tree:
         columns = _columns(xp, nodes[0], 0, is_causal=False)
         tiles = tiles_of(backend, query, visible_queries(problem), columns)
     return Tree(layout, query, key, weighted_value, visible, is_first, first, nodes, sorted_keys, tiles)
-
-
-def padded(xp: Namespace, x: Array, length: int) -> Array:
-    """Rows (H, L, ...) with zeros, or False, behind them up to a length."""
-    missing = length - x.shape[1]
-    if missing <= 0:
-        return x
-    shape = (x.shape[0], missing, *x.shape[2:])
-    return xp.concat([x, xp.zeros(shape, dtype=x.dtype, device=device(x))], axis=1)
 
 
 def _blocked(xp: Namespace, x: Array, n_runs: int, block: int) -> Array:

@@ -45,8 +45,8 @@ def choose(view: View, near: Partial, is_row: Any, allowance: Allowance) -> Foun
     bars = (np.full(len(ref), np.nan),) * 2 if allowance.bars is None else allowance.bars
     limits = np.stack([np.ravel(x) for x in (allowance.mean, allowance.most, *bars)], axis=1).astype(float)
     found = [
-        _of_head(logit[h], spread[h], ref[h], near_weight[h], is_row[h], columns, own_limits)
-        for h, (columns, own_limits) in enumerate(zip(_columns(v), limits.tolist(), strict=True))
+        _of_head((logit[h], spread[h], ref[h], near_weight[h], is_row[h]), known, own_limits)
+        for h, (known, own_limits) in enumerate(zip(_known(v), limits, strict=True))
     ]
     opened, apart, weight, at_mean = (_stack(x) for x in zip(*found, strict=True))
     first, second = at_mean.T.astype(ref.dtype)[..., None, None]
@@ -54,33 +54,13 @@ def choose(view: View, near: Partial, is_row: Any, allowance: Allowance) -> Foun
     return Weighted(opened, apart, ref, weight), (first, second)
 
 
-def _of_head(
-    logit: Any, spread: Any, ref: Any, near_weight: Any, is_row: Any, columns: _Columns, limits: list[float]
-) -> tuple[Any, Any, Any, Any]:
+def _of_head(seen: tuple[Any, ...], known: tuple[Any, ...], limits: Any) -> tuple[Any, Any, Any, Any]:
     """What is opened and apart, the weights that are left, and the bars at which the mean is spent."""
-    from scatterbrain_backends.numpy_.compiled.choosing import gains, split, weigh
-    from scatterbrain_backends.numpy_.compiled.selection import bar_at_mean
+    from scatterbrain_backends.numpy_.compiled import choosing as compiled
 
-    mean, most, *bars = limits
-    is_given, number = not np.isnan(bars[0]), logit.dtype.type
-    count, group, group_cost = columns.count, columns.group, columns.group_cost
-    n_queries, n_groups = logit.shape[1], len(group_cost)
-    groups, clusters = (np.empty((n, n_queries), logit.dtype) for n in (n_groups, len(logit)))
-    gains(logit, spread, ref, near_weight, is_row, columns.within(most), groups, clusters)
-    is_split, left = np.zeros_like(groups), np.full(n_queries, most, logit.dtype)
-    items = (groups, clusters, group, group_cost, count, is_split)
-    first = bar_at_mean(items, mean, is_given, 0.0)
-    split(number(bars[0] if is_given else first), items, spread, left)
-    # Which groups are split is settled.
-    items, mean = (
-        (groups[:0], clusters, group, group_cost[:0], count, is_split),
-        mean - (most - float(left.mean())),
-    )
-    second = bar_at_mean(items, mean, is_given, 0.0)
-    opened, apart = (np.empty(logit.shape, bool) for _ in range(2))
-    weigh(number(bars[1] if is_given else second), logit, ref, items, left, opened)
-    np.take(is_split.astype(bool), group, axis=0, out=apart, mode="clip")
-    return opened, apart, clusters, (first, second)
+    (mean, most), given, at_mean = limits[:2].tolist(), limits[2:], np.zeros(2)
+    opened, is_split, weight = compiled.choose(seen, known, (mean, most), given, at_mean)
+    return opened, is_split.astype(bool).take(known[1], axis=0), weight, at_mean
 
 
 def _stack(arrays: tuple[Any, ...]) -> Any:
@@ -96,39 +76,13 @@ def far_partial(view: View, choice: Weighted) -> Partial:
     return Partial(np.where(acc[..., -1] != 0, choice.ref, -np.inf), acc)
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """What is known of the K clusters of a head, and of its G groups, whatever the query.
-
-    `group` is the number of a cluster's group, `of_squares` and `of_deviations` what squares of shares and of
-    their deviations count for, `part` a cluster's part of the keys of its group, `group_cost` the clusters of
-    a group but one.
-    """
-
-    count: Any
-    group: Any
-    of_squares: Any
-    of_deviations: Any
-    part: Any
-    group_cost: Any
-
-    def within(self, most: float) -> tuple[Any, ...]:
-        """Columns of `compiled.choosing.gains` for queries that may spend so much."""
-        costs = (self.count, np.maximum(self.count - 1, 0), self.group_cost)
-        limits = (most, np.inf, most)
-        per_cost = (
-            np.where((cost > 0) & (cost <= limit), 1 / np.maximum(cost, 1), 0).astype(cost.dtype)
-            for cost, limit in zip(costs, limits, strict=True)
-        )
-        return (self.group, self.of_squares, self.of_deviations, self.part, *per_cost)
-
-
-def _columns(view: Any) -> list[_Columns]:
+def _known(view: Any) -> list[tuple[Any, ...]]:
+    """What is known of the clusters of each head and of their groups, as `compiled.choosing` has it."""
     distance, part = distances(xp, view)
     found = []
     for head, (count, one_hot) in enumerate(zip(view.count, view.group, strict=True)):
         members = (count > 0).astype(count.dtype) @ one_hot
         of_squares = view.width[head] / np.maximum(count, 1)
         group, group_cost = one_hot.argmax(axis=1), np.maximum(members - 1, 0)
-        found.append(_Columns(count, group, of_squares, distance[head], part[head], group_cost))
+        found.append((count, group, of_squares, distance[head], part[head], group_cost))
     return found

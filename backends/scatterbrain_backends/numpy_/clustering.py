@@ -50,23 +50,26 @@ def statistics(key: Any, value: Any, weight: Any, labels: Any, axes: Any, n_clus
     return found
 
 
+def of_second_order(variance: Any, count: Any) -> tuple[Any, Any, Any, Any]:
+    """Unit of each cluster's variances (..., K, D), the most of them, log of its keys; variances in units."""
+    unit = np.maximum(variance.max(axis=-1), MOST_SPREAD * float(np.finfo(variance.dtype).smallest_normal))
+    with np.errstate(divide="ignore"):
+        size = np.log(count)
+    return unit, MOST_SPREAD / unit, size, variance / unit[..., None]
+
+
 def logits(query: Any, axes: Any, mean: Any, variance: Any, count: Any) -> tuple[Any, Any]:
     """Logits of clusters to second order, and variances, as `routing.view` has them."""
     from scatterbrain_backends.numpy_.compiled import clustering as compiled
 
-    least = MOST_SPREAD * float(np.finfo(query.dtype).smallest_normal)
-    unit = np.maximum(variance.max(axis=-1), least).astype(query.dtype)
-    in_units = variance / unit[..., None]
+    unit, most, size, in_units = of_second_order(variance, count)
     query = np.ascontiguousarray(query)  # in another layout equal vectors could be rounded otherwise
     along = query @ axes
     along *= along
-    with np.errstate(divide="ignore"):
-        size = np.log(count)
     shape = (len(query), mean.shape[1], query.shape[1])
     logit, spread = (np.empty(shape, query.dtype) for _ in range(2))
     for head in range(len(query)):
-        most = (MOST_SPREAD / unit[head]).astype(query.dtype)
-        columns = (mean[head], in_units[head], unit[head], most, size[head])
+        columns = (mean[head], in_units[head], unit[head], most[head], size[head])
         compiled.logits(query[head], along[head], *columns, logit[head], spread[head])
     # One query after the other in memory: what is made of them takes all queries at a cluster at a time.
     return np.swapaxes(logit, 1, 2), np.swapaxes(spread, 1, 2)

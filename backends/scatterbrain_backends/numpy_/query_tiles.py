@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from array_api_compat import numpy as xp
 
+from scatterbrain_backends.numpy_.clustering import of_second_order
 from scatterbrain_backends.numpy_.threads import spare_threads
 from scatterbrain_core.normalization import Partial
 from scatterbrain_core.routing.layout import TILE, Layout
 from scatterbrain_core.routing.query_tiles import QueryTiles
 from scatterbrain_core.routing.spending import MOST
-from scatterbrain_core.routing.view import MOST_SPREAD, bounded
+from scatterbrain_core.routing.view import bounded
 from scatterbrain_core.routing.visits import Keys
 
 Map = Callable[[Callable[[Any], None], Iterable[Any]], Any]
@@ -67,10 +68,9 @@ def _head(tiles: QueryTiles, h: int) -> tuple[Any, ...]:
 
 def _numbered(mean: Any, variance: Any, value: Any, count: Any, further: tuple[Any, ...]) -> tuple[Any, ...]:
     """Means, variances in units, values, and numbers, the width of a key and `further` ones last."""
-    unit = np.maximum(variance.max(axis=-1), MOST_SPREAD * float(np.finfo(mean.dtype).smallest_normal))
-    with np.errstate(divide="ignore", over="ignore"):
-        size, width = np.log(count), bounded(xp, variance.sum(axis=-1))
-    numbers = np.stack([count, unit, MOST_SPREAD / unit, size, width / np.maximum(count, 1), *further])
+    *known, in_units = of_second_order(variance, count)
+    with np.errstate(over="ignore"):
+        width = bounded(xp, variance.sum(axis=-1))
+    numbers = np.stack([count, *known, width / np.maximum(count, 1), *further])
     values = np.concatenate([value, np.ones((len(value), 1), value.dtype)], axis=1)
-    unit = unit.astype(mean.dtype)
-    return np.ascontiguousarray(mean), variance / unit[:, None], values, numbers.astype(mean.dtype)
+    return np.ascontiguousarray(mean), in_units, values, numbers.astype(mean.dtype)

@@ -13,10 +13,72 @@ import numpy as np
 
 from scatterbrain_backends.numpy_.compiled.exponential import exponential, logarithm
 from scatterbrain_backends.numpy_.compiled.loop import loop
-from scatterbrain_backends.numpy_.compiled.selection import BLOCK, bars_of_queries
+from scatterbrain_backends.numpy_.compiled.selection import BLOCK, bar_at_mean, bars_of_queries
 from scatterbrain_core.routing.view import LEAST_SHARE, LEAST_SPREAD
 
 LOG_LEAST_SHARE = math.log(LEAST_SHARE)
+# Bars of queries that find their own.
+NOT_GIVEN = np.full(2, np.nan)
+
+
+@loop
+def choose(seen: Any, known: Any, limits: Any, given: Any, at_mean: Any) -> Any:
+    """What the R queries of a head, or of a tile of one, open and split, and the weights that this leaves.
+
+    Parameters
+    ----------
+    seen : tuple of ndarray
+        Logits and spreads (K, R), largest logits, weights of other keys, and rows (R,): as `gains` has them.
+    known : tuple of ndarray
+        Of each cluster, shape (K,): its keys, its group, what squares of shares and of their deviations count
+        for, its part of the keys of its group; and what it costs to split each group, shape (G,).
+    limits : tuple of float
+        What a query may spend on average, and at most.
+    given : ndarray, shape (2,)
+        Bars of groups and of clusters; NaN for those at which the mean is spent.
+    at_mean : ndarray, shape (2,)
+        Guesses of these last, which take their place: of a sample where bars are given.
+
+    Returns
+    -------
+    opened, is_split : ndarray of bool, shape (K, R), and of 0.0 and 1.0, shape (G, R)
+    weight : ndarray, shape (K, R)
+    """
+    logit, spread, ref, near_weight, is_row = seen
+    count, group, of_squares, of_deviations, part, group_cost = known
+    mean, most = limits
+    number, n_queries, n_groups = logit.dtype.type, logit.shape[1], len(group_cost)
+    is_given = not np.isnan(given[0])
+    groups, clusters = np.empty((n_groups, n_queries), logit.dtype), np.empty(logit.shape, logit.dtype)
+    per_cost = _per_cost(count, group_cost, number(most))
+    columns = (group, of_squares, of_deviations, part, *per_cost)
+    gains(logit, spread, ref, near_weight, is_row, columns, groups, clusters)
+    is_split, left = np.zeros((n_groups, n_queries), logit.dtype), np.full(n_queries, number(most))
+    items = (groups, clusters, group, group_cost, count, is_split)
+    at_mean[0] = bar_at_mean(items, mean, is_given, at_mean[0])
+    split(number(given[0] if is_given else at_mean[0]), items, spread, left)
+    spent = 0.0
+    for j in range(n_queries):
+        spent += most - left[j]
+    # Which groups are split is settled.
+    items = (groups[:0], clusters, group, group_cost[:0], count, is_split)
+    at_mean[1] = bar_at_mean(items, mean - spent / n_queries, is_given, at_mean[1])
+    opened = np.empty(logit.shape, np.bool_)
+    weigh(number(given[1] if is_given else at_mean[1]), logit, ref, items, left, opened)
+    return opened, is_split, clusters
+
+
+@loop
+def _per_cost(count: Any, group_cost: Any, most: Any) -> Any:
+    """One over the cost of each cluster, that once it is apart, and of each group; as `gains` has them."""
+    zero, one = count.dtype.type(0), count.dtype.type(1)
+    per_key, per_other, per_member = np.empty_like(count), np.empty_like(count), np.empty_like(group_cost)
+    for c in range(len(count)):
+        per_key[c] = one / count[c] if zero < count[c] <= most else zero
+        per_other[c] = one / (count[c] - one) if count[c] > one else zero
+    for g in range(len(group_cost)):
+        per_member[g] = one / group_cost[g] if zero < group_cost[g] <= most else zero
+    return per_key, per_other, per_member
 
 
 @loop

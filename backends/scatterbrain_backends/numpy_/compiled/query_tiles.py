@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from scatterbrain_backends.numpy_.compiled.choosing import LOG_LEAST_SHARE, gains, split, weigh
+from scatterbrain_backends.numpy_.compiled.choosing import LOG_LEAST_SHARE, NOT_GIVEN, choose
 from scatterbrain_backends.numpy_.compiled.clustering import to_second_order
 from scatterbrain_backends.numpy_.compiled.exponential import exponential, logarithm
 from scatterbrain_backends.numpy_.compiled.loop import loop
-from scatterbrain_backends.numpy_.compiled.rows import gather
-from scatterbrain_backends.numpy_.compiled.selection import bar_at_mean, longer
+from scatterbrain_backends.numpy_.compiled.rows import copy, gather
+from scatterbrain_backends.numpy_.compiled.selection import longer
 from scatterbrain_core.routing.layout import TILE
 from scatterbrain_core.routing.query_tiles import LEAST_WEIGHT
 from scatterbrain_core.routing.view import LEAST_SHARE, LEAST_SPREAD
@@ -116,9 +116,7 @@ def to_own_order(order: Any, in_order: Any, near: Any) -> None:
     for i in range(len(order)):
         if order[i] < len(near[0]):
             near[0][order[i]] = in_order[1][i]
-            own, found = near[1][order[i]], in_order[2][i]
-            for c in range(len(own)):
-                own[c] = found[c]
+            copy(in_order[2][i], near[1][order[i]])
 
 
 @loop
@@ -128,16 +126,10 @@ def _gather_tile(query: Any, near: Any, places: Any, own: Any, own_ref: Any, own
         i = places[j]
         if i < len(query):
             own_ref[j] = near[0][i]
-            _copy(query[i], own[j])
-            _copy(near[1][i], own_acc[j])
+            copy(query[i], own[j])
+            copy(near[1][i], own_acc[j])
         else:
             own[j], own_ref[j], own_acc[j] = 0.0, -np.inf, 0.0
-
-
-@loop
-def _copy(x: Any, out: Any) -> None:
-    for c in range(len(x)):
-        out[c] = x[c]
 
 
 @loop
@@ -363,9 +355,7 @@ def _gathered(columns: Any, clusters: Any, groups: Any, value: Any) -> Any:
         k = columns[c]
         is_cluster = k < n_clusters
         g = 0 if is_cluster else k - n_clusters
-        own, row = clusters[2][k] if is_cluster else value[g], values[c]
-        for d in range(len(row)):
-            row[d] = own[d]
+        copy(clusters[2][k] if is_cluster else value[g], values[c])
         for i in range(SIZE + 1):
             numbers[i, c] = clusters[3][i, k] if is_cluster else groups[3][i, g]
         numbers[SQUARES, c] = clusters[3][SQUARES, k] if is_cluster else zero
@@ -417,30 +407,15 @@ def _tops(logit: Any, ref: Any, acc: Any) -> Any:
 def _choose(
     seen: Any, columns: Any, group_of: Any, numbers: Any, group_numbers: Any, limits: Any, bars: Any
 ) -> Any:
-    """Weights of what is not opened, and what is: as `numpy_.choosing`. Bars are those of a tile before."""
-    logit, spread, ref, near_weight, there = seen
-    number, n_groups, count = logit.dtype.type, group_numbers.shape[1], numbers[COUNT]
-    most = limits[1]
+    """Weights of what is not opened, and what is; bars are those of the tile before."""
+    there = seen[-1]
     n_there = 0
     for j in range(TILE):
         n_there += there[j]
-    mean = limits[0] * n_there / TILE
     group, group_cost = _members(columns, group_of, group_numbers)
-    costs = _per_cost(group, group_cost, numbers, number(most))
-    groups, clusters = np.empty((n_groups, TILE), logit.dtype), np.empty(logit.shape, logit.dtype)
-    gains(logit, spread, ref, near_weight, there, costs, groups, clusters)
-    is_split, left = np.zeros((n_groups, TILE), logit.dtype), np.full(TILE, number(most))
-    items = (groups, clusters, group, group_cost, count, is_split)
-    bars[0] = bar_at_mean(items, mean, False, bars[0])
-    split(number(bars[0]), items, spread, left)
-    spent = 0.0
-    for j in range(TILE):
-        spent += most - left[j]
-    items = (groups[:0], clusters, group, group_cost[:0], count, is_split)
-    bars[1] = bar_at_mean(items, mean - spent / TILE, False, bars[1])
-    opened = np.empty(logit.shape, np.bool_)
-    weigh(number(bars[1]), logit, ref, items, left, opened)
-    return clusters, opened
+    known = (numbers[COUNT], group, numbers[SQUARES], numbers[DEVIATIONS], numbers[PART], group_cost)
+    opened, _, weights = choose(seen, known, (limits[0] * n_there / TILE, limits[1]), NOT_GIVEN, bars)
+    return weights, opened
 
 
 @loop
@@ -454,16 +429,3 @@ def _members(columns: Any, group_of: Any, numbers: Any) -> Any:
         members = numbers[MEMBERS, group[c]]
         cost[group[c]] = members - one if is_cluster else zero
     return group, cost
-
-
-@loop
-def _per_cost(group: Any, group_cost: Any, numbers: Any, most: Any) -> Any:
-    """Columns of `compiled.choosing.gains` for queries that may spend so much."""
-    zero, one, count = numbers.dtype.type(0), numbers.dtype.type(1), numbers[COUNT]
-    per_key, per_other, per_member = np.empty_like(count), np.empty_like(count), np.empty_like(group_cost)
-    for c in range(len(count)):
-        per_key[c] = one / count[c] if zero < count[c] <= most else zero
-        per_other[c] = one / (count[c] - one) if count[c] > one else zero
-    for g in range(len(group_cost)):
-        per_member[g] = one / group_cost[g] if zero < group_cost[g] <= most else zero
-    return group, numbers[SQUARES], numbers[DEVIATIONS], numbers[PART], per_key, per_other, per_member

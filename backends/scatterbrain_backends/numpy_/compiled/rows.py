@@ -31,9 +31,14 @@ def to_exponentials(row: Any, reference: Any) -> None:
 def gather(x: Any, index: Any, out: Any) -> None:
     """Rows of `x` into `out`, which may have more columns."""
     for i in range(len(index)):
-        row, own = x[index[i]], out[i]
-        for c in range(len(row)):
-            own[c] = row[c]
+        copy(x[index[i]], out[i])
+
+
+@loop
+def copy(row: Any, out: Any) -> None:
+    """A row into `out`, which may be longer."""
+    for c in range(len(row)):
+        out[c] = row[c]
 
 
 @loop

@@ -8,7 +8,13 @@ import numpy as np
 
 from scatterbrain_backends.numpy_.compiled.exponential import exponential, logarithm
 from scatterbrain_backends.numpy_.compiled.loop import loop
-from scatterbrain_backends.numpy_.compiled.rows import gather, largest_entry, to_exponentials, to_weights
+from scatterbrain_backends.numpy_.compiled.rows import (
+    copy,
+    gather,
+    largest_entry,
+    to_exponentials,
+    to_weights,
+)
 
 
 @loop
@@ -140,9 +146,8 @@ def _to_features(rows: Any, logs: Any, tops: Any) -> None:
     """Features of rows of logs, each in units of its largest one, whose log goes to `tops`."""
     zero = rows.dtype.type(0)
     for i in range(len(rows)):
-        own, copy = rows[i], logs[i]
-        for c in range(len(own)):
-            copy[c] = own[c]
+        own = rows[i]
+        copy(own, logs[i])
         top = largest_entry(own, rows.dtype.type(-np.inf))
         tops[i] = top
         to_exponentials(own, top if top > -np.inf else zero)
